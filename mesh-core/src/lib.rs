@@ -1,0 +1,10 @@
+//! Every decision of the mesh, pure and synchronous: no I/O, no clock, no randomness of its own.
+//!
+//! A decision takes one immutable [`snapshot::Snapshot`] and plain facts, and returns a plan or a
+//! refusal with a [`outcome::Reason`]. The same functions run in the agent, the waypoint, the
+//! control plane's `explain` and the tests (invariants I-3 and S-1).
+#![forbid(unsafe_code)]
+
+pub mod identity;
+pub mod model;
+pub mod outcome;

@@ -1,0 +1,1 @@
+//! Culvert: mesh-net.
