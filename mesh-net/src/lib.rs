@@ -1,1 +1,4 @@
-//! Culvert: mesh-net.
+//! Doing what `mesh-core` decides: TLS and identity, HBONE, relay, xDS, telemetry.
+
+pub mod api;
+pub mod wire;
