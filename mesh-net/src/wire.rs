@@ -3,6 +3,7 @@
 //! `to_*` is what the control plane sends, `from_*` what agents and waypoints accept. A resource that
 //! cannot be valid is refused with the field and the reason; the caller names the resource.
 
+pub mod l7;
 pub mod policy;
 pub mod workload;
 
