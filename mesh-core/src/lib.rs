@@ -5,6 +5,16 @@
 //! control plane's `explain` and the tests (invariants I-3 and S-1).
 #![forbid(unsafe_code)]
 
+pub mod authz;
+pub mod balance;
+pub mod delta;
+pub mod eligibility;
+pub mod entropy;
+pub mod hbone;
 pub mod identity;
+pub mod inbound;
 pub mod model;
+pub mod outbound;
 pub mod outcome;
+pub mod snapshot;
+pub mod trace;

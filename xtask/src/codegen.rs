@@ -8,7 +8,8 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 /// Files that are compiled; imports are found beside them.
-const PROTOS: &[&str] = &["workload.proto", "authorization.proto", "citadel.proto", "discovery.proto", "l7.proto"];
+const PROTOS: &[&str] =
+    &["workload.proto", "authorization.proto", "citadel.proto", "discovery.proto", "l7.proto"];
 
 /// Writes the generated code. With `check`, compares instead and fails when the committed code is stale.
 pub fn run(root: &Path, check: bool) -> Result<()> {
@@ -61,7 +62,10 @@ fn replace(fresh: &Path, out: &Path) -> Result<()> {
 }
 
 fn compare(fresh: &Path, out: &Path) -> Result<()> {
-    ensure!(names(fresh)? == names(out)?, "mesh-net/src/api holds other files than codegen writes: run cargo xtask codegen");
+    ensure!(
+        names(fresh)? == names(out)?,
+        "mesh-net/src/api holds other files than codegen writes: run cargo xtask codegen"
+    );
     for name in names(fresh)? {
         let same = fs::read(fresh.join(&name))? == fs::read(out.join(&name))?;
         ensure!(same, "mesh-net/src/api/{name} is stale: run cargo xtask codegen");

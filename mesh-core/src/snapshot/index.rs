@@ -1,0 +1,101 @@
+//! Pieces of the snapshot's indexes.
+
+use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
+
+use imbl::HashMap;
+
+use crate::model::{Tunnel, Workload, WorkloadUid};
+
+/// The endpoints of one service in uid order, healthy or not. Copied once per batch that touches it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Endpoints(Arc<Vec<Arc<Workload>>>);
+
+impl Endpoints {
+    pub(super) fn as_slice(&self) -> &[Arc<Workload>] {
+        &self.0
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Merges a sorted batch of replacements (`None` removes) in one pass.
+    pub(super) fn edit(&mut self, changes: BTreeMap<WorkloadUid, Option<Arc<Workload>>>) {
+        let mut merged = Vec::with_capacity(self.0.len() + changes.len());
+        let mut old = self.0.iter().peekable();
+        for (uid, new) in changes {
+            while let Some(keep) = old.next_if(|w| w.uid < uid) {
+                merged.push(keep.clone());
+            }
+            old.next_if(|w| w.uid == uid);
+            merged.extend(new);
+        }
+        merged.extend(old.cloned());
+        merged.shrink_to_fit();
+        self.0 = Arc::new(merged);
+    }
+}
+
+/// Order of workloads that share an address, best first: pods with HBONE, pods, HBONE, the rest
+/// (ztunnel's order), then by uid so that the result does not depend on arrival.
+pub(super) fn prefer(a: &Arc<Workload>, b: &Arc<Workload>) -> Ordering {
+    let rank = |w: &Workload| match (w.uid.0.contains("//Pod/"), w.tunnel == Tunnel::Hbone) {
+        (true, true) => 3,
+        (true, false) => 2,
+        (false, true) => 1,
+        (false, false) => 0,
+    };
+    rank(b).cmp(&rank(a)).then_with(|| a.uid.cmp(&b.uid))
+}
+
+/// Shares equal strings between workloads: most of a workload's text repeats across the mesh.
+/// Grows with the number of distinct namespaces, accounts, nodes and owners, not with pods.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Interner(HashMap<Arc<str>, ()>);
+
+impl Interner {
+    fn share(&mut self, text: &mut Arc<str>) {
+        match self.0.get_key_value(text) {
+            Some((known, ())) => *text = known.clone(),
+            None => drop(self.0.insert(text.clone(), ())),
+        }
+    }
+
+    /// The same workload with shared strings.
+    pub(super) fn workload(&mut self, workload: Arc<Workload>) -> Arc<Workload> {
+        let mut w = Arc::unwrap_or_clone(workload);
+        let fields = [
+            &mut w.namespace,
+            &mut w.hostname,
+            &mut w.network,
+            &mut w.trust_domain,
+            &mut w.service_account,
+            &mut w.node,
+            &mut w.canonical_name,
+            &mut w.canonical_revision,
+            &mut w.workload_name,
+            &mut w.cluster,
+            &mut w.locality.region,
+            &mut w.locality.zone,
+            &mut w.locality.subzone,
+        ];
+        for field in fields {
+            self.share(field);
+        }
+        w.addresses.shrink_to_fit();
+        w.services = std::mem::take(&mut w.services)
+            .into_iter()
+            .map(|(mut name, mut ports)| {
+                self.share(&mut name.namespace);
+                self.share(&mut name.hostname);
+                ports.shrink_to_fit();
+                (name, ports)
+            })
+            .collect();
+        for policy in &mut w.policies {
+            self.share(&mut policy.namespace);
+            self.share(&mut policy.name);
+        }
+        Arc::new(w)
+    }
+}
