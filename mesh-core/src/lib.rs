@@ -7,14 +7,10 @@
 
 pub mod authz;
 pub mod balance;
-pub mod delta;
 pub mod eligibility;
-pub mod entropy;
-pub mod hbone;
 pub mod identity;
 pub mod inbound;
 pub mod model;
 pub mod outbound;
 pub mod outcome;
 pub mod snapshot;
-pub mod trace;
