@@ -1,123 +1,211 @@
-//! L4 authorization at the destination, as Istio defines it for ztunnel.
+//! L4 authorization of a connection at its destination, as ztunnel evaluates it.
 //!
-//! Fail closed: a policy that the workload names and the snapshot does not hold is a denial
-//! ([`Reason::PolicyUnknown`]); ztunnel skips it. See docs/decisions/0002-missing-policy-references.md.
-
-use std::net::IpAddr;
-
-use ipnet::IpNet;
-
-use crate::{
-    identity::Identity,
-    model::{L4Clause, L4Match, L4Rule, Policy, PolicyAction, StringMatch, Workload},
-    outcome::{Reason, Refusal},
-    snapshot::Snapshot,
-};
-
-/// What a policy may look at.
-#[derive(Debug, Clone)]
-pub struct Attributes<'a> {
-    /// The peer's identity; none for plaintext.
-    pub peer: Option<&'a Identity>,
-    /// Address of the TCP peer.
-    pub source: IpAddr,
-    /// The pod's own address.
-    pub destination: IpAddr,
-    /// Port that the application will be dialled on.
-    pub port: u16,
-}
-
-/// Whether `workload` admits the connection; the refusal names the policy. Fails closed.
-pub fn authorize(
-    snapshot: &Snapshot,
-    workload: &Workload,
-    attributes: &Attributes<'_>,
-) -> Result<(), Refusal> {
-    let mut allow_policies = 0_usize;
-    let mut allowed = false;
-    for policy in applicable(snapshot, workload)? {
-        if policy.dry_run {
-            continue;
-        }
-        let matches = policy_matches(policy, attributes);
-        match policy.action {
-            PolicyAction::Deny if matches => return Err(denied_by(policy, attributes)),
-            PolicyAction::Deny => {}
-            PolicyAction::Allow => {
-                allow_policies += 1;
-                allowed |= matches;
-            }
-        }
-    }
-    if allow_policies == 0 || allowed {
-        return Ok(());
-    }
-    Err(Refusal::new(Reason::NoAllowMatched, "allow policies exist, but none allowed"))
-}
-
-/// A denial by the converted PeerAuthentication says what it means instead of its generated name.
-fn denied_by(policy: &Policy, attributes: &Attributes<'_>) -> Refusal {
-    let requires_mtls =
-        |m: &L4Match| attributes.peer.is_none() && m.not_principals.contains(&StringMatch::Presence);
-    let converted =
-        policy.rules.iter().any(|r| r.clauses.iter().any(|c| c.matches.iter().any(requires_mtls)));
-    let reason = if converted { Reason::MtlsRequired } else { Reason::PolicyDenied };
-    Refusal::new(reason, format!("explicitly denied by: {}", policy.key))
-}
-
-fn applicable<'a>(snapshot: &'a Snapshot, workload: &'a Workload) -> Result<Vec<&'a Policy>, Refusal> {
-    let mut policies: Vec<&Policy> =
-        snapshot.policies_of_namespace(&workload.namespace).map(AsRef::as_ref).collect();
-    for name in &workload.policies {
-        let policy = snapshot.policy(name).ok_or_else(|| {
-            Refusal::new(
-                Reason::PolicyUnknown,
-                format!("policy {name} named by {} is not known", workload.uid),
-            )
-        })?;
-        policies.push(policy);
-    }
-    Ok(policies)
-}
-
-/// Any rule (OR); an empty rule list never matches.
-pub fn policy_matches(policy: &Policy, attributes: &Attributes<'_>) -> bool {
-    policy.rules.iter().any(|rule| rule_matches(rule, attributes))
-}
-
-/// All clauses (AND); none is true.
-fn rule_matches(rule: &L4Rule, attributes: &Attributes<'_>) -> bool {
-    rule.clauses.iter().all(|clause| clause_matches(clause, attributes))
-}
-
-/// Any block (OR); none is true, but a block with nothing in it does not count as a match.
-fn clause_matches(clause: &L4Clause, attributes: &Attributes<'_>) -> bool {
-    clause.matches.is_empty()
-        || clause.matches.iter().any(|m| *m != L4Match::default() && block_matches(m, attributes))
-}
-
-fn block_matches(m: &L4Match, a: &Attributes<'_>) -> bool {
-    let namespace = a.peer.map_or("", |peer| &peer.namespace);
-    let principal = a.peer.map(Identity::principal).unwrap_or_default();
-    let text = |value: &str| {
-        let value = value.to_string();
-        move |want: &StringMatch| want.matches(&value)
-    };
-    let principals = |want: &StringMatch| a.peer.is_some() && want.matches(&principal);
-    let account = |want: &crate::model::ServiceAccountMatch| {
-        a.peer.is_some_and(|p| p.namespace == want.namespace && p.service_account == want.service_account)
-    };
-    holds(&m.namespaces, &m.not_namespaces, text(namespace))
-        && holds(&m.principals, &m.not_principals, principals)
-        && holds(&m.source_ips, &m.not_source_ips, |net: &IpNet| net.contains(&a.source))
-        && holds(&m.destination_ips, &m.not_destination_ips, |net: &IpNet| net.contains(&a.destination))
-        && holds(&m.destination_ports, &m.not_destination_ports, |port: &u16| *port == a.port)
-        && holds(&m.service_accounts, &m.not_service_accounts, account)
-}
-
-fn holds<T>(any: &[T], none: &[T], matches: impl Fn(&T) -> bool) -> bool {
-    (any.is_empty() || any.iter().any(&matches)) && !none.iter().any(&matches)
-}
+//! Fails closed, and in one place more strictly than ztunnel: a workload that names a policy which
+//! is not in the snapshot is denied (`PolicyUnknown`) instead of the policy being skipped. Callers
+//! may hold a new connection for a moment until the policy arrives; see the decision record on
+//! missing policy references.
 
 #[cfg(test)]
 mod tests;
+
+use std::{net::IpAddr, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    identity::Identity,
+    model::{
+        L4Clause, L4Match, L4Rule, Policy, PolicyAction, PolicyName, ServiceAccountMatch, StringMatch, Workload,
+    },
+    outcome::{Reason, Refusal},
+    snapshot::Snapshot,
+    trace::{Silent, Step, StepKind, Trace},
+};
+
+/// What is authorised.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct L4Facts {
+    /// Identity of the TLS peer; none in plaintext.
+    pub identity: Option<Identity>,
+    /// Address of the TCP peer (a waypoint's when one is in the path).
+    pub source_ip: IpAddr,
+    /// Address of the destination pod.
+    pub destination_ip: IpAddr,
+    /// Port that the application is dialled on.
+    pub destination_port: u16,
+}
+
+/// Why a connection was allowed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Allowed {
+    /// No allow policy applies to the workload and no deny policy matched.
+    ByDefault,
+    /// This policy allows it.
+    ByPolicy(PolicyName),
+}
+
+/// Decides whether a connection to `destination` is allowed.
+///
+/// Order: unknown policy → deny; any DENY that matches → deny; no ALLOW applies → allow; any ALLOW
+/// that matches → allow; deny. Dry-run policies never decide. Fails closed.
+///
+/// # Errors
+/// A refusal that names the policy: `PolicyUnknown`, `MtlsRequired` (a deny of unauthenticated
+/// peers), `PolicyDenied` or `NoAllowMatched`.
+pub fn check(snapshot: &Snapshot, destination: &Workload, facts: &L4Facts) -> Result<Allowed, Refusal> {
+    check_traced(snapshot, destination, facts, &mut Silent)
+}
+
+/// [`check`], telling `trace` about every policy that applies, dry-run ones too.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_traced(
+    snapshot: &Snapshot,
+    destination: &Workload,
+    facts: &L4Facts,
+    trace: &mut impl Trace,
+) -> Result<Allowed, Refusal> {
+    let mut named = Vec::with_capacity(destination.policies.len());
+    for name in &destination.policies {
+        match snapshot.policy(name) {
+            Some(policy) => named.push(policy),
+            None => return Err(unknown(destination, name)),
+        }
+    }
+    let candidates = || snapshot.scoped_policies(&destination.namespace).chain(named.iter().copied());
+    let peer = Peer::new(facts);
+    for policy in candidates().filter(|p| p.action == PolicyAction::Deny) {
+        let hit = peer.matches(policy);
+        trace.step(|| policy_step(policy, hit));
+        if hit && !policy.dry_run {
+            return Err(denied(policy, facts));
+        }
+    }
+    let mut any_allow = None;
+    for policy in candidates().filter(|p| p.action == PolicyAction::Allow) {
+        let hit = peer.matches(policy);
+        trace.step(|| policy_step(policy, hit));
+        if policy.dry_run {
+            continue;
+        }
+        if hit {
+            return Ok(Allowed::ByPolicy(policy.key.clone()));
+        }
+        any_allow = any_allow.or(Some(policy));
+    }
+    match any_allow {
+        None => Ok(Allowed::ByDefault),
+        Some(first) => Err(none_allowed(first, facts)),
+    }
+}
+
+/// The dry-run policies that would have decided otherwise, for the log.
+pub fn dry_run_matches<'a>(snapshot: &'a Snapshot, destination: &'a Workload, facts: &L4Facts) -> Vec<&'a Arc<Policy>> {
+    let named = destination.policies.iter().filter_map(|name| snapshot.policy(name));
+    let peer = Peer::new(facts);
+    snapshot.scoped_policies(&destination.namespace).chain(named).filter(|p| p.dry_run && peer.matches(p)).collect()
+}
+
+/// Whether one policy matches a connection, whatever its action and scope.
+pub fn matches(policy: &Policy, facts: &L4Facts) -> bool {
+    Peer::new(facts).matches(policy)
+}
+
+/// The facts with the principal's text made once.
+struct Peer<'a> {
+    facts: &'a L4Facts,
+    principal: Option<String>,
+}
+
+impl<'a> Peer<'a> {
+    fn new(facts: &'a L4Facts) -> Self {
+        Self { facts, principal: facts.identity.as_ref().map(Identity::principal) }
+    }
+
+    fn matches(&self, policy: &Policy) -> bool {
+        policy.rules.iter().any(|rule| self.rule(rule))
+    }
+
+    fn rule(&self, rule: &L4Rule) -> bool {
+        rule.clauses.iter().all(|clause| self.clause(clause))
+    }
+
+    fn clause(&self, clause: &L4Clause) -> bool {
+        clause.matches.is_empty() || clause.matches.iter().any(|block| self.block(block))
+    }
+
+    fn block(&self, m: &L4Match) -> bool {
+        let facts = self.facts;
+        let namespace = facts.identity.as_ref().map_or("", |id| &id.namespace);
+        let in_namespace = |want: &StringMatch| want.matches(namespace);
+        let is_principal = |want: &StringMatch| self.principal.as_deref().is_some_and(|p| want.matches(p));
+        let is_account = |want: &ServiceAccountMatch| self.account(want);
+        *m != L4Match::default()
+            && holds(&m.namespaces, &m.not_namespaces, in_namespace)
+            && holds(&m.principals, &m.not_principals, is_principal)
+            && holds(&m.source_ips, &m.not_source_ips, |net| net.contains(&facts.source_ip))
+            && holds(&m.destination_ips, &m.not_destination_ips, |net| net.contains(&facts.destination_ip))
+            && holds(&m.destination_ports, &m.not_destination_ports, |port| *port == facts.destination_port)
+            && holds(&m.service_accounts, &m.not_service_accounts, is_account)
+    }
+
+    fn account(&self, want: &ServiceAccountMatch) -> bool {
+        self.facts
+            .identity
+            .as_ref()
+            .is_some_and(|id| id.namespace == want.namespace && id.service_account == want.service_account)
+    }
+}
+
+/// Any value of a non-empty positive list, and no value of the negative one.
+fn holds<T>(positive: &[T], negative: &[T], is: impl Fn(&T) -> bool) -> bool {
+    (positive.is_empty() || positive.iter().any(&is)) && !negative.iter().any(&is)
+}
+
+fn who(facts: &L4Facts) -> String {
+    match &facts.identity {
+        Some(identity) => format!("{identity} at {}", facts.source_ip),
+        None => format!("{} without identity", facts.source_ip),
+    }
+}
+
+fn unknown(destination: &Workload, name: &PolicyName) -> Refusal {
+    Refusal::new(
+        Reason::PolicyUnknown,
+        format!("workload {} names AuthorizationPolicy {name}, which is not known", destination.uid),
+    )
+}
+
+/// A deny whose only condition on the peer is "has no identity" is how STRICT mutual TLS arrives.
+fn demands_identity(policy: &Policy) -> bool {
+    let asks = |m: &L4Match| m.not_principals.contains(&StringMatch::Presence);
+    policy.rules.iter().flat_map(|r| &r.clauses).flat_map(|c| &c.matches).any(asks)
+}
+
+fn denied(policy: &Policy, facts: &L4Facts) -> Refusal {
+    if facts.identity.is_none() && demands_identity(policy) {
+        let detail = format!("{} requires mutual TLS; {} is refused", policy.key, who(facts));
+        return Refusal::new(Reason::MtlsRequired, detail);
+    }
+    let port = facts.destination_port;
+    let detail = format!("AuthorizationPolicy {} denies {} on port {port}", policy.key, who(facts));
+    Refusal::new(Reason::PolicyDenied, detail)
+}
+
+fn none_allowed(first: &Policy, facts: &L4Facts) -> Refusal {
+    let port = facts.destination_port;
+    let detail = format!("no ALLOW policy (first: {}) matches {} on port {port}", first.key, who(facts));
+    Refusal::new(Reason::NoAllowMatched, detail)
+}
+
+fn policy_step(policy: &Policy, hit: bool) -> Step {
+    let action = match policy.action {
+        PolicyAction::Allow => "ALLOW",
+        PolicyAction::Deny => "DENY",
+    };
+    let mode = if policy.dry_run { " (dry run, never decides)" } else { "" };
+    let verb = if hit { "matches" } else { "does not match" };
+    Step::new(StepKind::Policy, format!("AuthorizationPolicy {}", policy.key), format!("{action} {verb}{mode}"))
+}

@@ -1,128 +1,121 @@
-//! Choosing an endpoint of a service: health, port, locality, weight and load.
+//! Choice of an endpoint of a service: eligibility, locality, weight and load.
 
-use std::{net::IpAddr, sync::Arc};
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
 
 use crate::{
-    model::{
-        Health, IpFamilies, LoadBalancing, LoadBalancingMode, PortMapping, Scope, Service, Workload,
-        WorkloadUid,
-    },
+    entropy::Entropy,
+    model::{Health, IpFamilies, LoadBalancing, LoadBalancingMode, Scope, Service, Workload, WorkloadUid},
     snapshot::Snapshot,
 };
 
-/// Randomness as an argument, so that decisions stay deterministic under test.
-pub trait Entropy {
-    /// A number in `0..bound`; `bound` is at least 1.
-    fn below(&mut self, bound: u64) -> u64;
+/// How busy endpoints are, as far as this node knows.
+pub trait LoadView {
+    /// Flows open from here to a workload; none when nobody counts.
+    fn open_flows(&self, workload: &WorkloadUid) -> Option<u32>;
 }
 
-/// How many flows the caller has open to a workload.
-pub trait Load {
-    /// Open flows.
-    fn open_flows(&self, uid: &WorkloadUid) -> u32;
-}
-
-/// Load that is not known: choice is random by weight alone.
+/// Nobody counts: endpoints are chosen by weight alone.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct NoLoad;
 
-impl Load for NoLoad {
-    fn open_flows(&self, _: &WorkloadUid) -> u32 {
-        0
+impl LoadView for NoLoad {
+    fn open_flows(&self, _workload: &WorkloadUid) -> Option<u32> {
+        None
     }
 }
 
-/// An endpoint with the port that it serves.
+/// What the endpoint is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// The destination itself.
+    Destination,
+    /// A waypoint instance: its port need not be in the port map when it has an application tunnel.
+    Waypoint,
+}
+
+/// A chosen endpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {
-    /// The workload.
+    /// Its workload.
     pub workload: Arc<Workload>,
-    /// Port to dial on it.
+    /// The port to dial on it.
     pub port: u16,
 }
 
-/// The port on which `workload` serves `service_port` of `service`.
-pub fn target_port(service: &Service, workload: &Workload, service_port: u16) -> Option<u16> {
-    let declared = service.ports.iter().find(|port| port.service_port == service_port)?;
-    let find = |ports: &[PortMapping]| {
-        ports.iter().find(|port| port.service_port == service_port).map(|port| port.target_port)
-    };
-    let own = workload.services.get(&service.key).and_then(|ports| find(ports));
-    own.filter(|port| *port != 0).or((declared.target_port != 0).then_some(declared.target_port))
-}
-
-/// Endpoints that may be chosen, best locality rank only.
-pub fn eligible(
-    snapshot: &Snapshot,
-    client: &Workload,
-    service: &Service,
-    service_port: u16,
-) -> Vec<Endpoint> {
-    let mut best_rank = 0;
-    let mut best = Vec::new();
-    for workload in snapshot.endpoints(&service.key) {
-        let usable = workload.capacity > 0
-            && (workload.health == Health::Healthy || service.load_balancing.allow_unhealthy)
-            && !workload.addresses.is_empty();
-        let Some(port) = usable.then(|| target_port(service, workload, service_port)).flatten() else {
-            continue;
-        };
-        let Some(rank) = rank(&service.load_balancing, client, workload) else { continue };
-        if rank > best_rank {
-            best_rank = rank;
-            best.clear();
-        }
-        if rank == best_rank {
-            best.push(Endpoint { workload: workload.clone(), port });
-        }
-    }
-    best
-}
-
-/// Least loaded of two candidates drawn by weight; with equal loads that is weighted random.
-pub fn choose(endpoints: &[Endpoint], entropy: &mut dyn Entropy, load: &dyn Load) -> Option<Endpoint> {
-    let first = draw(endpoints, entropy)?;
-    let second = draw(endpoints, entropy)?;
-    let open = |endpoint: &Endpoint| u64::from(load.open_flows(&endpoint.workload.uid));
-    // Compare load per unit of weight without dividing.
-    let lighter =
-        open(second) * u64::from(first.workload.capacity) < open(first) * u64::from(second.workload.capacity);
-    Some(if lighter { second.clone() } else { first.clone() })
-}
-
-fn draw<'a>(endpoints: &'a [Endpoint], entropy: &mut dyn Entropy) -> Option<&'a Endpoint> {
-    let total: u64 = endpoints.iter().map(|e| u64::from(e.workload.capacity)).sum();
-    if total == 0 {
+/// The port that `workload` serves a service port on, or none when it does not.
+///
+/// The endpoint's own map wins, then the service's target port, then for waypoints with an
+/// application tunnel the tunnel's port or the service port itself. 0 means "named port, ask the
+/// endpoint".
+pub fn target_port(service: &Service, workload: &Workload, service_port: u16, purpose: Purpose) -> Option<u16> {
+    let declared = service.ports.iter().find(|p| p.service_port == service_port);
+    let tunnel = workload.application_tunnel.filter(|_| purpose == Purpose::Waypoint);
+    if declared.is_none() && tunnel.is_none() {
         return None;
     }
-    let mut ticket = entropy.below(total);
-    endpoints.iter().find(|e| {
-        let weight = u64::from(e.workload.capacity);
-        let hit = ticket < weight;
-        ticket = ticket.saturating_sub(weight);
-        hit
-    })
+    let own = workload.services.get(&service.key).into_iter().flatten();
+    own.filter(|p| p.service_port == service_port)
+        .map(|p| p.target_port)
+        .chain(declared.map(|p| p.target_port))
+        .find(|port| *port != 0)
+        .or_else(|| tunnel.map(|t| t.port.unwrap_or(service_port)))
 }
 
-/// Rank of an endpoint for a client; none when a strict preference excludes it.
-fn rank(lb: &LoadBalancing, client: &Workload, endpoint: &Workload) -> Option<usize> {
-    let matching = |scope: &&Scope| scope_matches(**scope, client, endpoint);
-    match lb.mode {
-        LoadBalancingMode::Any | LoadBalancingMode::Passthrough => Some(0),
-        LoadBalancingMode::Strict => lb.preference.iter().all(|scope| matching(&scope)).then_some(0),
-        LoadBalancingMode::Failover => Some(match lb.preference.split_first() {
-            // A network mismatch does not stop the count; a match outranks every other network.
-            Some((Scope::Network, rest)) => {
-                let local = scope_matches(Scope::Network, client, endpoint);
-                let near = rest.iter().take_while(matching).count();
-                if local { 1 + rest.len() + near } else { near }
-            }
-            _ => lb.preference.iter().take_while(matching).count(),
-        }),
+/// Whether an endpoint can take a connection from `source`, and on which port. Reachability is an
+/// address of a family that the service allows, a host name, or a gateway to its network.
+pub fn eligible(
+    source: &Workload,
+    service: &Service,
+    workload: &Workload,
+    service_port: u16,
+    purpose: Purpose,
+) -> Option<u16> {
+    let healthy = workload.health == Health::Healthy || service.load_balancing.allow_unhealthy;
+    let addressed = workload.addresses.iter().any(|ip| family_allowed(service.ip_families, ip.is_ipv4()));
+    let remote = workload.network != source.network && workload.network_gateway.is_some();
+    let reachable = addressed || !workload.hostname.is_empty() || remote;
+    if !healthy || !reachable || workload.capacity == 0 {
+        return None;
+    }
+    target_port(service, workload, service_port, purpose)
+}
+
+/// Whether a service's families admit an address.
+pub fn family_allowed(families: IpFamilies, is_v4: bool) -> bool {
+    match families {
+        IpFamilies::Automatic | IpFamilies::Dual => true,
+        IpFamilies::V4 => is_v4,
+        IpFamilies::V6 => !is_v4,
     }
 }
 
-fn scope_matches(scope: Scope, a: &Workload, b: &Workload) -> bool {
+/// Locality rank of an endpoint for a client; none when STRICT excludes it. Higher is nearer.
+///
+/// FAILOVER counts consecutive matching scopes from the front. When the first scope is NETWORK, a
+/// match adds the number of the other scopes, and a mismatch does not stop the count: every
+/// endpoint of the own network beats every remote one, and remote ones are still ordered.
+pub fn rank(policy: &LoadBalancing, source: &Workload, endpoint: &Workload) -> Option<usize> {
+    let scopes = &policy.preference;
+    match policy.mode {
+        LoadBalancingMode::Any | LoadBalancingMode::Passthrough => Some(0),
+        LoadBalancingMode::Strict => scopes.iter().all(|s| same(*s, source, endpoint)).then_some(0),
+        LoadBalancingMode::Failover => {
+            let consecutive = |scopes: &[Scope]| scopes.iter().take_while(|s| same(**s, source, endpoint)).count();
+            Some(match scopes.split_first() {
+                Some((Scope::Network, rest)) if same(Scope::Network, source, endpoint) => {
+                    1 + consecutive(rest) + rest.len()
+                }
+                Some((Scope::Network, rest)) => consecutive(rest),
+                _ => consecutive(scopes),
+            })
+        }
+    }
+}
+
+fn same(scope: Scope, a: &Workload, b: &Workload) -> bool {
     match scope {
         Scope::Region => a.locality.region == b.locality.region,
         Scope::Zone => a.locality.zone == b.locality.zone,
@@ -133,18 +126,93 @@ fn scope_matches(scope: Scope, a: &Workload, b: &Workload) -> bool {
     }
 }
 
-/// The address of a workload to dial: the dialled one if it is its own, else one of the dialled
-/// family that the service allows, else the first allowed.
-pub fn address_of(workload: &Workload, dialled: IpAddr, families: IpFamilies) -> Option<IpAddr> {
-    if workload.addresses.contains(&dialled) {
-        return Some(dialled);
+/// Who wants an endpoint, of what.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// The client's workload.
+    pub source: &'a Workload,
+    /// The service.
+    pub service: &'a Service,
+    /// Its port.
+    pub port: u16,
+    /// What for.
+    pub purpose: Purpose,
+}
+
+/// Chooses an endpoint: the best locality rank with an eligible endpoint, then two candidates drawn
+/// by capacity of which the less loaded for its capacity wins; where load is unknown, the first draw.
+/// None when nothing is eligible.
+pub fn pick(
+    snapshot: &Snapshot,
+    wanted: Wanted<'_>,
+    entropy: &mut impl Entropy,
+    load: &impl LoadView,
+) -> Option<Endpoint> {
+    let endpoints = snapshot.endpoints(&wanted.service.key);
+    let flat = matches!(wanted.service.load_balancing.mode, LoadBalancingMode::Any | LoadBalancingMode::Passthrough);
+    if let (true, Some(endpoint)) = (flat && endpoints.len() > 8, quick(endpoints, wanted, entropy, load)) {
+        return Some(endpoint);
     }
-    let allowed = |ip: &&IpAddr| match families {
-        IpFamilies::V4 => ip.is_ipv4(),
-        IpFamilies::V6 => ip.is_ipv6(),
-        IpFamilies::Automatic | IpFamilies::Dual => true,
+    let candidates = candidates(endpoints, wanted);
+    let total: u64 = candidates.iter().map(|c| u64::from(c.workload.capacity)).sum();
+    let first = draw(&candidates, entropy.below(total))?;
+    let second = draw(&candidates, entropy.below(total))?;
+    Some(lighter(first, second, load).clone())
+}
+
+/// The eligible endpoints of the best rank, in uid order.
+pub fn candidates(endpoints: &[Arc<Workload>], wanted: Wanted<'_>) -> Vec<Endpoint> {
+    let mut best = 0;
+    let mut list = Vec::new();
+    for workload in endpoints {
+        let Wanted { source, service, port, purpose } = wanted;
+        let Some(rank) = rank(&service.load_balancing, source, workload) else { continue };
+        let Some(port) = eligible(source, service, workload, port, purpose) else { continue };
+        if rank > best {
+            best = rank;
+            list.clear();
+        }
+        if rank == best {
+            list.push(Endpoint { workload: workload.clone(), port });
+        }
+    }
+    list
+}
+
+/// Two draws from a large list without looking at the rest; none when the draws are unlucky or
+/// weights differ, and then the whole list is looked at.
+fn quick(
+    endpoints: &[Arc<Workload>],
+    wanted: Wanted<'_>,
+    entropy: &mut impl Entropy,
+    load: &impl LoadView,
+) -> Option<Endpoint> {
+    let mut one = || {
+        let index = usize::try_from(entropy.below(endpoints.len() as u64)).ok()?;
+        let workload = endpoints.get(index)?;
+        let port = eligible(wanted.source, wanted.service, workload, wanted.port, wanted.purpose)?;
+        (workload.capacity == 1).then(|| Endpoint { workload: workload.clone(), port })
     };
-    let mut candidates = workload.addresses.iter().filter(allowed);
-    let same = candidates.clone().find(|ip| ip.is_ipv4() == dialled.is_ipv4());
-    same.or_else(|| candidates.next()).copied()
+    let (first, second) = (one()?, one()?);
+    Some(lighter(&first, &second, load).clone())
+}
+
+fn draw(candidates: &[Endpoint], mut at: u64) -> Option<&Endpoint> {
+    for candidate in candidates {
+        let weight = u64::from(candidate.workload.capacity);
+        if at < weight {
+            return Some(candidate);
+        }
+        at -= weight;
+    }
+    None
+}
+
+fn lighter<'a>(a: &'a Endpoint, b: &'a Endpoint, load: &impl LoadView) -> &'a Endpoint {
+    let flows = |e: &Endpoint| load.open_flows(&e.workload.uid).map(u64::from);
+    let (Some(x), Some(y)) = (flows(a), flows(b)) else { return a };
+    // (x + 1) / capacity compared without division
+    let left = (x + 1) * u64::from(b.workload.capacity);
+    let right = (y + 1) * u64::from(a.workload.capacity);
+    if right < left { b } else { a }
 }

@@ -7,10 +7,19 @@
 
 pub mod authz;
 pub mod balance;
+pub mod delta;
 pub mod eligibility;
+pub mod enrol;
+pub mod entropy;
+pub mod hbone;
 pub mod identity;
 pub mod inbound;
 pub mod model;
 pub mod outbound;
 pub mod outcome;
+pub mod projection;
 pub mod snapshot;
+pub mod trace;
+
+#[cfg(test)]
+mod fixtures;
