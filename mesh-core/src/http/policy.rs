@@ -1,0 +1,114 @@
+//! Matching the parts of an L7 policy.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::RequestFacts;
+use crate::model::{
+    PolicyAction, ServiceAccountMatch, StringMatch,
+    l7::{ConditionKey, L7Condition, L7Operation, L7Rule, L7Source},
+};
+
+/// Whether a rule holds: one of its sources, one of its operations and all of its conditions. An
+/// empty block, which validation refuses, fails closed: it matches for DENY and not for ALLOW.
+pub(super) fn rule_matches(rule: &L7Rule, action: PolicyAction, facts: &RequestFacts<'_>) -> bool {
+    let empty = action == PolicyAction::Deny;
+    let from = |s: &L7Source| if *s == L7Source::default() { empty } else { source_matches(s, facts) };
+    let to = |o: &L7Operation| if *o == L7Operation::default() { empty } else { operation_matches(o, facts) };
+    (rule.from.is_empty() || rule.from.iter().any(from))
+        && (rule.to.is_empty() || rule.to.iter().any(to))
+        && rule.when.iter().all(|c| condition_matches(c, facts))
+}
+
+fn both<T>(any: &[T], none: &[T], is: impl Fn(&T) -> bool) -> bool {
+    (any.is_empty() || any.iter().any(&is)) && !none.iter().any(&is)
+}
+
+fn text(any: &[StringMatch], none: &[StringMatch], value: Option<&str>) -> bool {
+    both(any, none, |m| value.is_some_and(|v| m.matches(v)))
+}
+
+fn source_matches(source: &L7Source, facts: &RequestFacts<'_>) -> bool {
+    let client = &facts.client;
+    let account = |m: &ServiceAccountMatch| {
+        client.namespace == Some(&*m.namespace) && client.service_account == Some(&*m.service_account)
+    };
+    text(&source.principals, &source.not_principals, client.principal)
+        && text(&source.namespaces, &source.not_namespaces, client.namespace)
+        && both(&source.service_accounts, &source.not_service_accounts, account)
+        && both(&source.ip_blocks, &source.not_ip_blocks, |block| block.contains(&client.ip))
+}
+
+fn operation_matches(operation: &L7Operation, facts: &RequestFacts<'_>) -> bool {
+    let http = !facts.method.is_empty();
+    both(&operation.ports, &operation.not_ports, |port| *port == facts.port)
+        && both(&operation.hosts, &operation.not_hosts, |m| http && host_matches(m, facts.authority))
+        && both(&operation.methods, &operation.not_methods, |m| http && m.matches(facts.method))
+        && both(&operation.paths, &operation.not_paths, |m| http && path_matches(m, facts.path))
+}
+
+/// Hosts ignore case; a host without a port also matches when the client names the port.
+fn host_matches(wanted: &StringMatch, authority: &str) -> bool {
+    let full = authority.to_ascii_lowercase();
+    let bare = match full.rsplit_once(':') {
+        Some((host, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => host,
+        _ => &full,
+    };
+    let lower = match wanted {
+        StringMatch::Exact(t) => StringMatch::Exact(t.to_ascii_lowercase().into()),
+        StringMatch::Prefix(t) => StringMatch::Prefix(t.to_ascii_lowercase().into()),
+        StringMatch::Suffix(t) => StringMatch::Suffix(t.to_ascii_lowercase().into()),
+        StringMatch::Presence => StringMatch::Presence,
+    };
+    lower.matches(&full) || lower.matches(bare)
+}
+
+/// Paths: Istio's string forms, or a template with `{*}` (one segment) and `{**}` (the rest).
+fn path_matches(wanted: &StringMatch, path: &str) -> bool {
+    match wanted {
+        StringMatch::Exact(template) if template.contains("{*") => {
+            let template: Vec<&str> = template.split('/').collect();
+            let path: Vec<&str> = path.split('/').collect();
+            template_matches(&template, &path)
+        }
+        other => other.matches(path),
+    }
+}
+
+fn template_matches(template: &[&str], path: &[&str]) -> bool {
+    match (template.split_first(), path.split_first()) {
+        (None, None) => true,
+        // `{**}` stands for zero or more segments; validation allows it once, at the end or before literals.
+        (Some((&"{**}", rest)), _) => (0..=path.len()).any(|n| template_matches(rest, &path[n..])),
+        (Some((&"{*}", rest)), Some((segment, more))) => !segment.is_empty() && template_matches(rest, more),
+        (Some((literal, rest)), Some((segment, more))) => literal == segment && template_matches(rest, more),
+        _ => false,
+    }
+}
+
+fn condition_matches(condition: &L7Condition, facts: &RequestFacts<'_>) -> bool {
+    let L7Condition { key, values, not_values } = condition;
+    match key {
+        ConditionKey::Header(name) => {
+            let value = facts.headers.get(name);
+            text(values, not_values, value.as_deref())
+        }
+        ConditionKey::SourceNamespace => text(values, not_values, facts.client.namespace),
+        ConditionKey::SourcePrincipal => text(values, not_values, facts.client.principal),
+        ConditionKey::SourceIp => both(values, not_values, |m| in_block(m, Some(facts.client.ip))),
+        ConditionKey::DestinationIp => both(values, not_values, |m| in_block(m, facts.destination_ip)),
+        ConditionKey::DestinationPort => {
+            let port = facts.port.to_string();
+            text(values, not_values, Some(&port))
+        }
+    }
+}
+
+fn in_block(block: &StringMatch, ip: Option<IpAddr>) -> bool {
+    let (StringMatch::Exact(text), Some(ip)) = (block, ip) else { return false };
+    match text.parse::<IpNet>() {
+        Ok(net) => net.contains(&ip),
+        Err(_) => text.parse::<IpAddr>().is_ok_and(|want| want == ip),
+    }
+}
