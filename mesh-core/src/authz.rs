@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     identity::Identity,
     model::{
-        L4Clause, L4Match, L4Rule, Policy, PolicyAction, PolicyName, ServiceAccountMatch, StringMatch, Workload,
+        L4Clause, L4Match, L4Rule, Policy, PolicyAction, PolicyName, ServiceAccountMatch, StringMatch,
+        Workload,
     },
     outcome::{Reason, Refusal},
     snapshot::Snapshot,
@@ -102,10 +103,18 @@ pub fn check_traced(
 }
 
 /// The dry-run policies that would have decided otherwise, for the log.
-pub fn dry_run_matches<'a>(snapshot: &'a Snapshot, destination: &'a Workload, facts: &L4Facts) -> Vec<&'a Arc<Policy>> {
+pub fn dry_run_matches<'a>(
+    snapshot: &'a Snapshot,
+    destination: &'a Workload,
+    facts: &L4Facts,
+) -> Vec<&'a Arc<Policy>> {
     let named = destination.policies.iter().filter_map(|name| snapshot.policy(name));
     let peer = Peer::new(facts);
-    snapshot.scoped_policies(&destination.namespace).chain(named).filter(|p| p.dry_run && peer.matches(p)).collect()
+    snapshot
+        .scoped_policies(&destination.namespace)
+        .chain(named)
+        .filter(|p| p.dry_run && peer.matches(p))
+        .collect()
 }
 
 /// Whether one policy matches a connection, whatever its action and scope.
@@ -207,5 +216,9 @@ fn policy_step(policy: &Policy, hit: bool) -> Step {
     };
     let mode = if policy.dry_run { " (dry run, never decides)" } else { "" };
     let verb = if hit { "matches" } else { "does not match" };
-    Step::new(StepKind::Policy, format!("AuthorizationPolicy {}", policy.key), format!("{action} {verb}{mode}"))
+    Step::new(
+        StepKind::Policy,
+        format!("AuthorizationPolicy {}", policy.key),
+        format!("{action} {verb}{mode}"),
+    )
 }

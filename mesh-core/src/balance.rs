@@ -50,7 +50,12 @@ pub struct Endpoint {
 /// The endpoint's own map wins, then the service's target port, then for waypoints with an
 /// application tunnel the tunnel's port or the service port itself. 0 means "named port, ask the
 /// endpoint".
-pub fn target_port(service: &Service, workload: &Workload, service_port: u16, purpose: Purpose) -> Option<u16> {
+pub fn target_port(
+    service: &Service,
+    workload: &Workload,
+    service_port: u16,
+    purpose: Purpose,
+) -> Option<u16> {
     let declared = service.ports.iter().find(|p| p.service_port == service_port);
     let tunnel = workload.application_tunnel.filter(|_| purpose == Purpose::Waypoint);
     if declared.is_none() && tunnel.is_none() {
@@ -103,7 +108,8 @@ pub fn rank(policy: &LoadBalancing, source: &Workload, endpoint: &Workload) -> O
         LoadBalancingMode::Any | LoadBalancingMode::Passthrough => Some(0),
         LoadBalancingMode::Strict => scopes.iter().all(|s| same(*s, source, endpoint)).then_some(0),
         LoadBalancingMode::Failover => {
-            let consecutive = |scopes: &[Scope]| scopes.iter().take_while(|s| same(**s, source, endpoint)).count();
+            let consecutive =
+                |scopes: &[Scope]| scopes.iter().take_while(|s| same(**s, source, endpoint)).count();
             Some(match scopes.split_first() {
                 Some((Scope::Network, rest)) if same(Scope::Network, source, endpoint) => {
                     1 + consecutive(rest) + rest.len()
@@ -149,7 +155,8 @@ pub fn pick(
     load: &impl LoadView,
 ) -> Option<Endpoint> {
     let endpoints = snapshot.endpoints(&wanted.service.key);
-    let flat = matches!(wanted.service.load_balancing.mode, LoadBalancingMode::Any | LoadBalancingMode::Passthrough);
+    let flat =
+        matches!(wanted.service.load_balancing.mode, LoadBalancingMode::Any | LoadBalancingMode::Passthrough);
     if let (true, Some(endpoint)) = (flat && endpoints.len() > 8, quick(endpoints, wanted, entropy, load)) {
         return Some(endpoint);
     }

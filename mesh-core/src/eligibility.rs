@@ -97,7 +97,9 @@ pub fn decide(pod: &Candidate<'_>) -> Eligibility {
     if pod.excluded_namespaces.iter().any(|n| n == pod.namespace) {
         return Eligibility::ExcludedNamespace;
     }
-    let label = |labels: &BTreeMap<String, String>, key: &str, value: &str| labels.get(key).is_some_and(|v| v == value);
+    let label = |labels: &BTreeMap<String, String>, key: &str, value: &str| {
+        labels.get(key).is_some_and(|v| v == value)
+    };
     match pod.labels.get(MODE_LABEL).map(String::as_str) {
         Some("ambient") => Eligibility::PodLabel,
         Some("none") => Eligibility::OptedOut,

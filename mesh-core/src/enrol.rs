@@ -123,7 +123,8 @@ impl Enrolment {
 
     /// Cleans up after a pod whose capture is pinned but which is not eligible any more.
     pub fn abandon() -> (Self, Vec<Action>) {
-        let left = Self { state: State::Withdrawing, found: Found::Captured, listening: false, certified: false };
+        let left =
+            Self { state: State::Withdrawing, found: Found::Captured, listening: false, certified: false };
         (left, vec![Action::Withdraw])
     }
 
@@ -134,7 +135,8 @@ impl Enrolment {
 
     /// Whether new connections of the pod are refused at present.
     pub fn is_blocked(&self) -> bool {
-        self.found != Found::Running && matches!(self.state, State::Pending | State::Listening | State::Capturing)
+        self.found != Found::Running
+            && matches!(self.state, State::Pending | State::Listening | State::Capturing)
     }
 
     /// What is awaited, for readiness and `/debug/pods`.
@@ -156,7 +158,9 @@ impl Enrolment {
             (State::Gone, _) => Vec::new(),
             (_, Event::Deleted) => self.to(State::Gone, &[Action::CloseFlows, Action::CleanUp]),
             (_, Event::Failed) => vec![Action::RetryLater],
-            (State::Pending | State::Listening | State::Capturing | State::Active, event) => self.inward(event),
+            (State::Pending | State::Listening | State::Capturing | State::Active, event) => {
+                self.inward(event)
+            }
             (_, event) => self.outward(event),
         }
     }

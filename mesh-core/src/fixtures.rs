@@ -6,8 +6,9 @@ use crate::{
     delta::Change,
     identity::Identity,
     model::{
-        AppProtocol, GatewayAddress, GatewayDestination, L4Clause, L4Match, L4Rule, Policy, PolicyAction, PolicyName,
-        PolicyScope, PortMapping, Service, ServiceName, StringMatch, Tunnel, Vip, Workload, WorkloadUid,
+        AppProtocol, GatewayAddress, GatewayDestination, L4Clause, L4Match, L4Rule, Policy, PolicyAction,
+        PolicyName, PolicyScope, PortMapping, Service, ServiceName, StringMatch, Tunnel, Vip, Workload,
+        WorkloadUid,
     },
     snapshot::PodRef,
 };

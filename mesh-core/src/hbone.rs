@@ -200,7 +200,9 @@ impl TraceParent {
         let lower_hex = |s: &str| s.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         let parts: Vec<&str> = if text.len() == 55 { text.split('-').collect() } else { return None };
         let ["00", trace, span, flags] = parts.as_slice() else { return None };
-        if (trace.len(), span.len(), flags.len()) != (32, 16, 2) || ![*trace, *span, *flags].iter().all(|s| lower_hex(s)) {
+        if (trace.len(), span.len(), flags.len()) != (32, 16, 2)
+            || ![*trace, *span, *flags].iter().all(|s| lower_hex(s))
+        {
             return None;
         }
         let parsed = Self {

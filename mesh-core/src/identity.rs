@@ -96,7 +96,9 @@ mod tests {
 
     #[test]
     fn refuses_anything_that_is_not_a_workload_identity() {
-        for bad in ["", "http://a/ns/b/sa/c", "spiffe://a/ns/b", "spiffe://a/ns/b/sa/", "spiffe://a/ns/b/sa/c/d"] {
+        for bad in
+            ["", "http://a/ns/b/sa/c", "spiffe://a/ns/b", "spiffe://a/ns/b/sa/", "spiffe://a/ns/b/sa/c/d"]
+        {
             assert!(bad.parse::<Identity>().is_err(), "{bad}");
         }
     }

@@ -97,6 +97,10 @@ pub fn admit(snapshot: &Snapshot, facts: &InboundFacts) -> Result<Admission, Ref
 ///
 /// # Errors
 /// As [`admit`].
-pub fn admit_traced(snapshot: &Snapshot, facts: &InboundFacts, trace: &mut impl Trace) -> Result<Admission, Refusal> {
+pub fn admit_traced(
+    snapshot: &Snapshot,
+    facts: &InboundFacts,
+    trace: &mut impl Trace,
+) -> Result<Admission, Refusal> {
     admit::admit(snapshot, facts, trace)
 }

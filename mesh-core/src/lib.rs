@@ -12,6 +12,7 @@ pub mod eligibility;
 pub mod enrol;
 pub mod entropy;
 pub mod hbone;
+pub mod http;
 pub mod identity;
 pub mod inbound;
 pub mod model;

@@ -45,7 +45,11 @@ pub fn mesh_ranges(snapshot: &Snapshot, configured: &[IpNet]) -> MeshRanges {
     ranges.extend(vips.filter(|range| !configured.iter().any(|c| c.contains(range))));
     let mut ranges = IpNet::aggregate(&ranges);
     ranges.sort();
-    MeshRanges { ranges, complete: snapshot.is_complete() && !configured.is_empty(), epoch: snapshot.version() }
+    MeshRanges {
+        ranges,
+        complete: snapshot.is_complete() && !configured.is_empty(),
+        epoch: snapshot.version(),
+    }
 }
 
 /// A pod's capture as the kernel has it.
@@ -88,7 +92,10 @@ pub struct ConnectFacts<'a> {
 /// The reference that kernel verdicts are compared with.
 pub fn connect(facts: &ConnectFacts<'_>, ranges: &MeshRanges) -> ConnectVerdict {
     let destination = facts.destination.to_canonical();
-    if facts.capture == Capture::None || facts.by_agent || destination.is_loopback() || facts.own.contains(&destination)
+    if facts.capture == Capture::None
+        || facts.by_agent
+        || destination.is_loopback()
+        || facts.own.contains(&destination)
     {
         return ConnectVerdict::Untouched;
     }

@@ -12,11 +12,7 @@ mod lookup;
 #[cfg(test)]
 mod tests;
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use imbl::{HashMap, OrdMap};
 use ipnet::IpNet;
@@ -174,8 +170,12 @@ impl Snapshot {
         let key = service.key.clone();
         for vip in &service.vips {
             match vip.range.prefix_len() == vip.range.max_prefix_len() {
-                true => push_name(self.by_vip.entry((vip.network.clone(), vip.range.addr())).or_default(), &key),
-                false => push_name(self.ranges.entry((vip.network.clone(), vip.range.trunc())).or_default(), &key),
+                true => {
+                    push_name(self.by_vip.entry((vip.network.clone(), vip.range.addr())).or_default(), &key)
+                }
+                false => {
+                    push_name(self.ranges.entry((vip.network.clone(), vip.range.trunc())).or_default(), &key)
+                }
             }
         }
         push_name(self.by_host.entry(key.hostname.clone()).or_default(), &key);
@@ -205,7 +205,10 @@ impl Snapshot {
             match policy.scope {
                 PolicyScope::Global => self.global_policies.push(policy.clone()),
                 PolicyScope::Namespace => {
-                    self.namespace_policies.entry(policy.key.namespace.clone()).or_default().push(policy.clone());
+                    self.namespace_policies
+                        .entry(policy.key.namespace.clone())
+                        .or_default()
+                        .push(policy.clone());
                 }
                 PolicyScope::Workload => {}
             }

@@ -18,7 +18,11 @@ use crate::{
     trace::{Step, StepKind, Trace},
 };
 
-pub(super) fn admit(snapshot: &Snapshot, facts: &InboundFacts, trace: &mut impl Trace) -> Result<Admission, Refusal> {
+pub(super) fn admit(
+    snapshot: &Snapshot,
+    facts: &InboundFacts,
+    trace: &mut impl Trace,
+) -> Result<Admission, Refusal> {
     let pod_ip = facts.local.ip().to_canonical();
     let workload = snapshot.pod(&facts.pod, pod_ip)?;
     let (port, proxy) = match &facts.arrival {
@@ -37,7 +41,11 @@ pub(super) fn admit(snapshot: &Snapshot, facts: &InboundFacts, trace: &mut impl 
             Arrival::Plaintext => "in plaintext".to_owned(),
             Arrival::Hbone { identity, .. } => format!("over HBONE from {identity}"),
         };
-        Step::new(StepKind::Admission, format!("workload {}", workload.uid), format!("{how}, to its port {port}"))
+        Step::new(
+            StepKind::Admission,
+            format!("workload {}", workload.uid),
+            format!("{how}, to its port {port}"),
+        )
     });
     let l4 = L4Facts {
         identity: identity(facts).cloned(),
@@ -66,7 +74,12 @@ fn identity(facts: &InboundFacts) -> Option<&Identity> {
 
 /// Whether this pod may terminate a request for `authority`: its own address, any host name (looked
 /// up next), or, for a gateway behind us, an address whose waypoint it is.
-fn validate(snapshot: &Snapshot, workload: &Workload, pod_ip: IpAddr, authority: &Authority) -> Result<(), Refusal> {
+fn validate(
+    snapshot: &Snapshot,
+    workload: &Workload,
+    pod_ip: IpAddr,
+    authority: &Authority,
+) -> Result<(), Refusal> {
     let Authority::Address(target) = authority else { return Ok(()) };
     let ours = target.ip() == pod_ip
         || workload.application_tunnel.is_some()
@@ -121,7 +134,8 @@ fn named_port(
     port: u16,
     pod_ip: IpAddr,
 ) -> Result<(u16, SocketAddr), Refusal> {
-    let refuse = |why: &str| Refusal::new(Reason::UnknownDestination, format!("{host}:{port} {why} {}", workload.uid));
+    let refuse =
+        |why: &str| Refusal::new(Reason::UnknownDestination, format!("{host}:{port} {why} {}", workload.uid));
     let service = snapshot
         .service_by_host(host, &workload.namespace)
         .ok_or_else(|| refuse("is not a service known to workload"))?;
@@ -148,7 +162,12 @@ fn source(snapshot: &Snapshot, facts: &InboundFacts) -> Option<Arc<Workload>> {
 
 /// The service that a connection is counted for: the one the client named if the workload backs it,
 /// else the first that it serves on this port.
-fn service(snapshot: &Snapshot, workload: &Workload, facts: &InboundFacts, port: u16) -> Option<Arc<Service>> {
+fn service(
+    snapshot: &Snapshot,
+    workload: &Workload,
+    facts: &InboundFacts,
+    port: u16,
+) -> Option<Arc<Service>> {
     let named = match &facts.arrival {
         Arrival::Hbone { forwarded_host: Some(host), .. } => {
             workload.services.keys().find(|name| *name.hostname == **host)

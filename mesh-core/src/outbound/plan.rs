@@ -11,9 +11,7 @@ use crate::{
     entropy::Entropy,
     hbone::Authority,
     identity::Identity,
-    model::{
-        GatewayAddress, GatewayDestination, LoadBalancingMode, Service, Tunnel, Workload,
-    },
+    model::{GatewayAddress, GatewayDestination, LoadBalancingMode, Service, Tunnel, Workload},
     outcome::{Path, Reason, Refusal},
     snapshot::Snapshot,
     trace::{Step, StepKind, Trace},
@@ -60,7 +58,11 @@ impl<'a, E: Entropy, L: LoadView, T: Trace> Planner<'a, E, L, T> {
     fn source(&mut self) -> Result<&'a Arc<Workload>, Refusal> {
         let source = self.snapshot.pod(&self.facts.pod, self.facts.source.ip())?;
         self.trace.step(|| {
-            Step::new(StepKind::Source, workload_object(source), format!("the client, as {}", source.identity()))
+            Step::new(
+                StepKind::Source,
+                workload_object(source),
+                format!("the client, as {}", source.identity()),
+            )
         });
         Ok(source)
     }
@@ -69,7 +71,9 @@ impl<'a, E: Entropy, L: LoadView, T: Trace> Planner<'a, E, L, T> {
     fn refuse_recursion(&self, destination: SocketAddr) -> Result<(), Refusal> {
         let own = destination.ip().is_loopback() || destination.ip() == self.facts.source.ip().to_canonical();
         match own && MESH_PORTS.contains(&destination.port()) {
-            true => Err(Refusal::new(Reason::IllegalPort, format!("{destination} is a port of the mesh itself"))),
+            true => {
+                Err(Refusal::new(Reason::IllegalPort, format!("{destination} is a port of the mesh itself")))
+            }
             false => Ok(()),
         }
     }
@@ -79,13 +83,19 @@ impl<'a, E: Entropy, L: LoadView, T: Trace> Planner<'a, E, L, T> {
         let network = &self.facts.pod.network;
         if let Some(workload) = self.snapshot.workload_at(network, destination.ip()) {
             self.trace.step(|| {
-                Step::new(StepKind::Lookup, workload_object(workload), format!("{} is its address", destination.ip()))
+                Step::new(
+                    StepKind::Lookup,
+                    workload_object(workload),
+                    format!("{} is its address", destination.ip()),
+                )
             });
             return None;
         }
         let found = self.snapshot.service_at(network, destination.ip(), &source.namespace);
         self.trace.step(|| match found {
-            Some(s) => Step::new(StepKind::Lookup, service_object(s), format!("{} is its address", destination.ip())),
+            Some(s) => {
+                Step::new(StepKind::Lookup, service_object(s), format!("{} is its address", destination.ip()))
+            }
             None => Step::new(StepKind::Lookup, "", format!("{} is outside the mesh", destination.ip())),
         });
         found
@@ -122,7 +132,8 @@ impl<'a, E: Entropy, L: LoadView, T: Trace> Planner<'a, E, L, T> {
             GatewayDestination::Hostname(_) => dialled.ip(),
             GatewayDestination::Address(at) => at.address,
         };
-        let hop = hop(&upstream, prefer).ok_or_else(|| unavailable(gateway, "its instance has no address"))?;
+        let hop =
+            hop(&upstream, prefer).ok_or_else(|| unavailable(gateway, "its instance has no address"))?;
         self.trace.step(|| {
             let detail = format!("{asked_by} uses this waypoint; instance {}", instance.uid);
             Step::new(StepKind::Waypoint, gateway_object(gateway), detail)
@@ -166,7 +177,11 @@ impl<'a, E: Entropy, L: LoadView, T: Trace> Planner<'a, E, L, T> {
     }
 
     /// The other end without a waypoint: a service's endpoint before a workload's own address.
-    fn upstream(&mut self, source: &Workload, destination: SocketAddr) -> Result<Option<Upstream<'a>>, Refusal> {
+    fn upstream(
+        &mut self,
+        source: &Workload,
+        destination: SocketAddr,
+    ) -> Result<Option<Upstream<'a>>, Refusal> {
         let network = &source.network;
         if let Some(service) = self.snapshot.service_at(network, destination.ip(), &source.namespace) {
             if service.load_balancing.mode == LoadBalancingMode::Passthrough {
@@ -178,7 +193,12 @@ impl<'a, E: Entropy, L: LoadView, T: Trace> Planner<'a, E, L, T> {
         Ok(workload.map(|w| Upstream { workload: w.clone(), port: destination.port(), service: None }))
     }
 
-    fn endpoint(&mut self, source: &Workload, service: &'a Arc<Service>, port: u16) -> Result<Upstream<'a>, Refusal> {
+    fn endpoint(
+        &mut self,
+        source: &Workload,
+        service: &'a Arc<Service>,
+        port: u16,
+    ) -> Result<Upstream<'a>, Refusal> {
         let wanted = Wanted { source, service, port, purpose: Purpose::Destination };
         let Some(picked) = balance::pick(self.snapshot, wanted, self.entropy, self.load) else {
             return Err(no_endpoint(self.snapshot, service, port));
@@ -208,7 +228,10 @@ impl<'a, E: Entropy, L: LoadView, T: Trace> Planner<'a, E, L, T> {
         }
         let dialled = self.destination().ip();
         let end = hop(&upstream, dialled).ok_or_else(|| {
-            Refusal::new(Reason::NoHealthyEndpoint, format!("workload {} has no usable address", workload.uid))
+            Refusal::new(
+                Reason::NoHealthyEndpoint,
+                format!("workload {} has no usable address", workload.uid),
+            )
         })?;
         let (transport, path) = match workload.tunnel {
             Tunnel::None => (Transport::Plain(end), Path::Passthrough),
@@ -256,7 +279,14 @@ impl<'a, E: Entropy, L: LoadView, T: Trace> Planner<'a, E, L, T> {
         service: Option<&Arc<Service>>,
     ) -> OutboundPlan {
         let snapshot = self.snapshot.version();
-        OutboundPlan { snapshot, source: source.clone(), transport, path, destination, service: service.cloned() }
+        OutboundPlan {
+            snapshot,
+            source: source.clone(),
+            transport,
+            path,
+            destination,
+            service: service.cloned(),
+        }
     }
 }
 
@@ -294,7 +324,11 @@ fn hop(upstream: &Upstream<'_>, dialled: IpAddr) -> Option<Hop> {
     (!host.is_empty()).then(|| Hop::Name { host, port: upstream.port, prefer_v4: dialled.is_ipv4() })
 }
 
-pub(super) fn select_address(service: Option<&Service>, workload: &Workload, dialled: IpAddr) -> Option<IpAddr> {
+pub(super) fn select_address(
+    service: Option<&Service>,
+    workload: &Workload,
+    dialled: IpAddr,
+) -> Option<IpAddr> {
     if workload.addresses.contains(&dialled) {
         return Some(dialled);
     }
@@ -336,7 +370,12 @@ fn service_object(service: &Service) -> String {
 
 fn tunnel_step(tunnel: &TunnelPlan) -> Step {
     let names: Vec<String> = tunnel.expected.iter().map(Identity::to_string).collect();
-    let detail = format!("HBONE to {}, CONNECT {}, peer must be {}", hop_text(&tunnel.hop), tunnel.authority, names.join(" or "));
+    let detail = format!(
+        "HBONE to {}, CONNECT {}, peer must be {}",
+        hop_text(&tunnel.hop),
+        tunnel.authority,
+        names.join(" or ")
+    );
     Step::new(StepKind::Tunnel, format!("workload {}", tunnel.peer), detail)
 }
 

@@ -90,11 +90,17 @@ impl Snapshot {
         let uid = WorkloadUid::pod(&pod.cluster, &pod.namespace, &pod.name);
         let detail = match (self.workload(&uid), at.first()) {
             (Some(known), _) if !known.addresses.is_empty() => {
-                format!("pod {}/{} does not have the address {ip}: it has {:?}", pod.namespace, pod.name, known.addresses)
+                format!(
+                    "pod {}/{} does not have the address {ip}: it has {:?}",
+                    pod.namespace, pod.name, known.addresses
+                )
             }
-            (_, Some(other)) => format!("{ip} belongs to workload {}, not to pod {}/{}", other.uid, pod.namespace, pod.name),
+            (_, Some(other)) => {
+                format!("{ip} belongs to workload {}, not to pod {}/{}", other.uid, pod.namespace, pod.name)
+            }
             _ => {
-                let detail = format!("pod {}/{} at {ip} is not known to the control plane", pod.namespace, pod.name);
+                let detail =
+                    format!("pod {}/{} at {ip} is not known to the control plane", pod.namespace, pod.name);
                 return Err(Refusal::new(Reason::WorkloadUnknown, detail));
             }
         };
@@ -114,13 +120,23 @@ impl Snapshot {
     /// The service that owns a virtual address, as a client of `client_namespace` sees it: exact
     /// addresses before ranges; among several the client's own namespace, then the canonical one,
     /// then key order; among ranges the client's namespace, then the longest prefix, then canonical.
-    pub fn service_at(&self, network: &Arc<str>, ip: IpAddr, client_namespace: &str) -> Option<&Arc<Service>> {
+    pub fn service_at(
+        &self,
+        network: &Arc<str>,
+        ip: IpAddr,
+        client_namespace: &str,
+    ) -> Option<&Arc<Service>> {
         let ip = ip.to_canonical();
         let exact = self.by_vip.get(&(network.clone(), ip)).map_or(&[][..], Vec::as_slice);
         self.best(exact, client_namespace).or_else(|| self.service_in_range(network, ip, client_namespace))
     }
 
-    fn service_in_range(&self, network: &Arc<str>, ip: IpAddr, client_namespace: &str) -> Option<&Arc<Service>> {
+    fn service_in_range(
+        &self,
+        network: &Arc<str>,
+        ip: IpAddr,
+        client_namespace: &str,
+    ) -> Option<&Arc<Service>> {
         self.ranges
             .iter()
             .filter(|((net, range), _)| net == network && range.contains(&ip))
@@ -197,7 +213,8 @@ impl Snapshot {
     pub fn is_gateway_instance(&self, gateway: &GatewayAddress, workload: &Workload) -> bool {
         match &gateway.destination {
             GatewayDestination::Hostname(name) => {
-                workload.services.contains_key(name) || (workload.namespace == name.namespace && workload.hostname == name.hostname)
+                workload.services.contains_key(name)
+                    || (workload.namespace == name.namespace && workload.hostname == name.hostname)
             }
             GatewayDestination::Address(at) => {
                 let service = self.service_at(&at.network, at.address, &workload.namespace);
