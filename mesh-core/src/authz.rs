@@ -6,6 +6,8 @@
 //! missing policy references.
 
 #[cfg(test)]
+mod oracle;
+#[cfg(test)]
 mod tests;
 
 use std::{net::IpAddr, sync::Arc};

@@ -50,7 +50,12 @@ impl fmt::Display for Explanation {
 pub type ExplainRoute<'a> = &'a dyn Fn(&Snapshot, &Service, u16) -> Vec<Step>;
 
 /// Explains a connection from a workload to an address.
-pub fn explain(snapshot: &Snapshot, source: &Workload, destination: SocketAddr, route: ExplainRoute<'_>) -> Explanation {
+pub fn explain(
+    snapshot: &Snapshot,
+    source: &Workload,
+    destination: SocketAddr,
+    route: ExplainRoute<'_>,
+) -> Explanation {
     let mut steps = Vec::new();
     let result = walk(snapshot, source, destination, route, &mut steps);
     steps.step(|| match &result {
@@ -66,7 +71,8 @@ pub fn find_source<'a>(snapshot: &'a Snapshot, text: &str) -> Option<&'a Arc<Wor
     let (namespace, name) = text.split_once('/').map_or((None, text), |(ns, name)| (Some(ns), name));
     let fits = |w: &&Arc<Workload>| {
         *w.uid.0 == *text
-            || (namespace.is_none_or(|ns| *w.namespace == *ns) && (*w.name == *name || *w.workload_name == *name))
+            || (namespace.is_none_or(|ns| *w.namespace == *ns)
+                && (*w.name == *name || *w.workload_name == *name))
     };
     let exact = |w: &&Arc<Workload>| *w.name != *name;
     snapshot.workloads().filter(fits).min_by_key(|w| (exact(w), w.uid.clone()))
@@ -90,23 +96,14 @@ fn service_ip(snapshot: &Snapshot, source: &Workload, host: &str) -> Option<IpAd
         let (ns, name) = (&s.key.namespace, &s.name);
         *s.key.hostname == *host
             || (**name == *host && *ns == source.namespace)
-            || [format!("{name}.{ns}"), format!("{name}.{ns}.svc"), format!("{ns}/{name}")].iter().any(|n| n == host)
+            || [format!("{name}.{ns}"), format!("{name}.{ns}.svc"), format!("{ns}/{name}")]
+                .iter()
+                .any(|n| n == host)
     };
     let service = snapshot.services().find(short)?;
     let own = service.vips.iter().find(|vip| vip.network == source.network).map(|vip| vip.range.addr());
     // Headless: DNS would answer with the endpoints.
     own.or_else(|| snapshot.endpoints(&service.key).first().and_then(|w| w.addresses.first().copied()))
-}
-
-/// How a workload's node would know it.
-pub fn pod_ref(workload: &Workload) -> Arc<PodRef> {
-    Arc::new(PodRef {
-        cluster: workload.cluster.clone(),
-        namespace: workload.namespace.clone(),
-        name: workload.name.clone(),
-        service_account: workload.service_account.clone(),
-        network: workload.network.clone(),
-    })
 }
 
 fn walk(
@@ -122,7 +119,7 @@ fn walk(
         steps.push(Step::new(StepKind::Kernel, format!("workload {}", source.uid), detail));
         return arrive(snapshot, source, own, destination, None, steps);
     }
-    let facts = OutboundFacts { pod: pod_ref(source), source: SocketAddr::new(own, 0), destination };
+    let facts = OutboundFacts { pod: PodRef::of(source), source: SocketAddr::new(own, 0), destination };
     let plan = outbound::plan_traced(snapshot, &facts, &mut SplitMix64::new(0), &NoLoad, steps)?;
     match plan.path {
         Path::Waypoint => behind_waypoint(snapshot, &plan, destination, route, steps),
@@ -138,10 +135,17 @@ fn address_of(workload: &Workload, v4: bool) -> Result<IpAddr, Refusal> {
 }
 
 /// The client's side of a direct plan, at its destination.
-fn deliver(snapshot: &Snapshot, plan: &OutboundPlan, own: IpAddr, steps: &mut Vec<Step>) -> Result<(), Refusal> {
+fn deliver(
+    snapshot: &Snapshot,
+    plan: &OutboundPlan,
+    own: IpAddr,
+    steps: &mut Vec<Step>,
+) -> Result<(), Refusal> {
     match &plan.transport {
         Transport::Tunnel(tunnel) => match tunnel.authority {
-            Authority::Address(target) => arrive(snapshot, &plan.source, own, target, Some(&plan.source), steps),
+            Authority::Address(target) => {
+                arrive(snapshot, &plan.source, own, target, Some(&plan.source), steps)
+            }
             Authority::Host(..) => Ok(()),
         },
         Transport::Plain(Hop::Address(target)) => arrive(snapshot, &plan.source, own, *target, None, steps),
@@ -166,14 +170,17 @@ fn arrive(
     }
     let (local, arrival) = match tunnel {
         None => (target, Arrival::Plaintext),
-        Some(peer) => (SocketAddr::new(target.ip(), outbound::HBONE_PORT), Arrival::Hbone {
-            identity: peer.identity(),
-            authority: Authority::Address(target),
-            forwarded_host: None,
-            forwarded_network: None,
-        }),
+        Some(peer) => (
+            SocketAddr::new(target.ip(), outbound::HBONE_PORT),
+            Arrival::Hbone {
+                identity: peer.identity(),
+                authority: Authority::Address(target),
+                forwarded_host: None,
+                forwarded_network: None,
+            },
+        ),
     };
-    let facts = InboundFacts { pod: pod_ref(workload), local, peer: SocketAddr::new(from, 0), arrival };
+    let facts = InboundFacts { pod: PodRef::of(workload), local, peer: SocketAddr::new(from, 0), arrival };
     inbound::admit_traced(snapshot, &facts, steps).map(|_| ())
 }
 
@@ -201,8 +208,11 @@ fn behind_waypoint(
     let mut carried = false;
     for endpoint in &candidates {
         let uid = &endpoint.workload.uid;
-        let Some(ip) = outbound::select_address(Some(service), &endpoint.workload, dialled.ip()) else { continue };
-        let detail = format!("port {}, one of {} that the waypoint may choose", endpoint.port, candidates.len());
+        let Some(ip) = outbound::select_address(Some(service), &endpoint.workload, dialled.ip()) else {
+            continue;
+        };
+        let detail =
+            format!("port {}, one of {} that the waypoint may choose", endpoint.port, candidates.len());
         steps.push(Step::new(StepKind::Endpoint, format!("workload {uid}"), detail));
         let peer = (endpoint.workload.tunnel == Tunnel::Hbone).then_some(&**waypoint);
         last = arrive(snapshot, waypoint, from, SocketAddr::new(ip, endpoint.port), peer, steps);

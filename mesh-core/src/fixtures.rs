@@ -24,13 +24,7 @@ pub fn pod(name: &str, ip: impl Into<IpAddr>) -> Workload {
 
 /// How the node of a [`pod`] knows it.
 pub fn pod_ref(workload: &Workload) -> Arc<PodRef> {
-    Arc::new(PodRef {
-        cluster: workload.cluster.clone(),
-        namespace: workload.namespace.clone(),
-        name: workload.name.clone(),
-        service_account: workload.service_account.clone(),
-        network: workload.network.clone(),
-    })
+    PodRef::of(workload)
 }
 
 /// A mapping of a service port.

@@ -77,7 +77,7 @@ fn a_crash_at_every_step_leads_to_active_again_and_never_unblocks_a_captured_pod
             let Some(action) = queue.pop_front() else { break };
             queue.extend(answer(action).map(|event| pod.on(event)).unwrap_or_default());
         }
-        drop(pod); // the agent is killed here; pins stay
+        // The agent is killed here; pins stay.
         let (mut next, actions) = Enrolment::begin(Found::Captured);
         assert_eq!(actions[0], Action::Block, "after {steps} steps");
         run(&mut next, actions);

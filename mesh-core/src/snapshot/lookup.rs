@@ -27,6 +27,17 @@ pub struct PodRef {
 }
 
 impl PodRef {
+    /// How a workload's own node would know it: for `explain` and fixtures.
+    pub fn of(workload: &Workload) -> Arc<Self> {
+        Arc::new(Self {
+            cluster: workload.cluster.clone(),
+            namespace: workload.namespace.clone(),
+            name: workload.name.clone(),
+            service_account: workload.service_account.clone(),
+            network: workload.network.clone(),
+        })
+    }
+
     fn is(&self, workload: &Workload) -> bool {
         *workload.name == *self.name && *workload.namespace == *self.namespace
     }
