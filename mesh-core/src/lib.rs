@@ -11,6 +11,8 @@ pub mod delta;
 pub mod eligibility;
 pub mod enrol;
 pub mod entropy;
+pub mod explain;
+pub mod fixtures;
 pub mod hbone;
 pub mod http;
 pub mod identity;
@@ -21,6 +23,3 @@ pub mod outcome;
 pub mod projection;
 pub mod snapshot;
 pub mod trace;
-
-#[cfg(test)]
-mod fixtures;
