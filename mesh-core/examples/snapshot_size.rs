@@ -50,7 +50,11 @@ fn main() {
     }
     let loaded = started.elapsed();
     let used = resident() - before;
-    println!("workloads {count}: {} MiB, {} bytes each, loaded in {loaded:?}", used / 1024, used * 1024 / u64::from(count));
+    println!(
+        "workloads {count}: {} MiB, {} bytes each, loaded in {loaded:?}",
+        used / 1024,
+        used * 1024 / u64::from(count)
+    );
 
     let started = Instant::now();
     for n in 0..1000 {

@@ -127,7 +127,7 @@ impl Snapshot {
         self.take_workload(&uid, edits);
         let workload = self.interner.workload(workload);
         for address in indexed_addresses(&workload) {
-            let list = self.by_address.entry(address).or_default();
+            let list = self.by_address.entry(address).or_insert_with(|| Vec::with_capacity(1));
             list.push(workload.clone());
             list.sort_by(prefer);
         }

@@ -1,6 +1,12 @@
 //! Workloads: pods, workload entries and other endpoints (`istio.workload.Workload`).
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::IpAddr,
+    ops::{Deref, DerefMut},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -88,7 +94,7 @@ pub struct Locality {
 }
 
 /// One port of a service as one endpoint serves it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct PortMapping {
     /// Port that clients dial on the service.
     pub service_port: u16,
@@ -99,7 +105,7 @@ pub struct PortMapping {
 }
 
 /// Declared protocol of a service port (`appProtocol` or the port's name prefix).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub enum AppProtocol {
     /// Not declared: a waypoint sniffs.
     #[default]
@@ -123,6 +129,48 @@ pub struct ApplicationTunnel {
     pub proxy_protocol: bool,
     /// Port to dial instead of the requested one.
     pub port: Option<u16>,
+}
+
+/// The services that a workload backs, with its ports for each. Reads and writes like the map that
+/// it holds; copies share it, because all pods of a deployment say the same (and a map of one entry
+/// weighs more than the rest of a workload).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ServicePorts(Arc<BTreeMap<ServiceName, Vec<PortMapping>>>);
+
+impl Deref for ServicePorts {
+    type Target = BTreeMap<ServiceName, Vec<PortMapping>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl DerefMut for ServicePorts {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        Arc::make_mut(&mut self.0)
+    }
+}
+
+impl From<BTreeMap<ServiceName, Vec<PortMapping>>> for ServicePorts {
+    fn from(map: BTreeMap<ServiceName, Vec<PortMapping>>) -> Self {
+        Self(Arc::new(map))
+    }
+}
+
+impl FromIterator<(ServiceName, Vec<PortMapping>)> for ServicePorts {
+    fn from_iter<I: IntoIterator<Item = (ServiceName, Vec<PortMapping>)>>(items: I) -> Self {
+        Self(Arc::new(items.into_iter().collect()))
+    }
+}
+
+impl<'a> IntoIterator for &'a ServicePorts {
+    type Item = (&'a ServiceName, &'a Vec<PortMapping>);
+    type IntoIter = std::collections::btree_map::Iter<'a, ServiceName, Vec<PortMapping>>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
 }
 
 /// One endpoint of the mesh.
@@ -169,7 +217,7 @@ pub struct Workload {
     /// Cluster id.
     pub cluster: Arc<str>,
     /// Services that it backs, with its ports for each.
-    pub services: BTreeMap<ServiceName, Vec<PortMapping>>,
+    pub services: ServicePorts,
     /// PROXY protocol or a port override towards the application.
     pub application_tunnel: Option<ApplicationTunnel>,
     /// Where it runs.
@@ -210,7 +258,7 @@ impl Workload {
             policies: Vec::new(),
             health: Health::Healthy,
             cluster: Arc::from("Kubernetes"),
-            services: BTreeMap::new(),
+            services: ServicePorts::default(),
             application_tunnel: None,
             locality: Locality::default(),
             host_network: false,

@@ -4,7 +4,7 @@ use std::{cmp::Ordering, collections::BTreeMap, sync::Arc};
 
 use imbl::HashMap;
 
-use crate::model::{Tunnel, Workload, WorkloadUid};
+use crate::model::{ServicePorts, Tunnel, Workload, WorkloadUid};
 
 /// The endpoints of one service in uid order, healthy or not. Copied once per batch that touches it.
 #[derive(Debug, Clone, Default)]
@@ -49,19 +49,30 @@ pub(super) fn prefer(a: &Arc<Workload>, b: &Arc<Workload>) -> Ordering {
 }
 
 /// Shares equal strings between workloads: most of a workload's text repeats across the mesh.
-/// Grows with the number of distinct namespaces, accounts, nodes and owners, not with pods.
+/// Grows with the number of distinct namespaces, accounts, nodes, owners and sets of services, not
+/// with pods.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Interner(HashMap<Arc<str>, ()>);
+pub(super) struct Interner {
+    texts: HashMap<Arc<str>, ()>,
+    services: HashMap<ServicePorts, ()>,
+}
 
 impl Interner {
     fn share(&mut self, text: &mut Arc<str>) {
-        match self.0.get_key_value(text) {
+        match self.texts.get_key_value(text) {
             Some((known, ())) => *text = known.clone(),
-            None => drop(self.0.insert(text.clone(), ())),
+            None => drop(self.texts.insert(text.clone(), ())),
         }
     }
 
-    /// The same workload with shared strings.
+    fn share_services(&mut self, services: &mut ServicePorts) {
+        match self.services.get_key_value(services) {
+            Some((known, ())) => *services = known.clone(),
+            None => drop(self.services.insert(services.clone(), ())),
+        }
+    }
+
+    /// The same workload with shared parts.
     pub(super) fn workload(&mut self, workload: Arc<Workload>) -> Arc<Workload> {
         let mut w = Arc::unwrap_or_clone(workload);
         let fields = [
@@ -83,15 +94,7 @@ impl Interner {
             self.share(field);
         }
         w.addresses.shrink_to_fit();
-        w.services = std::mem::take(&mut w.services)
-            .into_iter()
-            .map(|(mut name, mut ports)| {
-                self.share(&mut name.namespace);
-                self.share(&mut name.hostname);
-                ports.shrink_to_fit();
-                (name, ports)
-            })
-            .collect();
+        self.share_services(&mut w.services);
         for policy in &mut w.policies {
             self.share(&mut policy.namespace);
             self.share(&mut policy.name);

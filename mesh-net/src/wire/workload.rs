@@ -90,7 +90,7 @@ fn from_workload(w: pb::Workload) -> Result<Workload, WireError> {
         policies: from_policy_names(w.authorization_policies)?,
         health,
         cluster: or_default(w.cluster_id, "Kubernetes"),
-        services: from_services(w.services)?,
+        services: from_services(w.services)?.into(),
         application_tunnel: w.application_tunnel.map(from_application_tunnel).transpose()?,
         locality: w.locality.map(from_locality).unwrap_or_default(),
         host_network,
