@@ -17,7 +17,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use imbl::{HashMap, OrdMap};
 use ipnet::IpNet;
 
-use self::index::{Endpoints, Interner, prefer};
+use self::index::{Endpoints, Interner, Residents};
 use crate::{
     delta::Change,
     model::{
@@ -38,8 +38,8 @@ pub struct Snapshot {
     policy_version: u64,
     complete: bool,
     interner: Interner,
-    workloads: HashMap<WorkloadUid, Arc<Workload>>,
-    by_address: HashMap<AddressKey, Vec<Arc<Workload>>>,
+    workloads: OrdMap<WorkloadUid, Arc<Workload>>,
+    by_address: HashMap<Arc<str>, OrdMap<IpAddr, Residents>>,
     by_hostname: HashMap<ServiceName, Vec<Arc<Workload>>>,
     endpoints: HashMap<ServiceName, Endpoints>,
     services: OrdMap<ServiceName, Arc<Service>>,
@@ -127,9 +127,12 @@ impl Snapshot {
         self.take_workload(&uid, edits);
         let workload = self.interner.workload(workload);
         for address in indexed_addresses(&workload) {
-            let list = self.by_address.entry(address).or_insert_with(|| Vec::with_capacity(1));
-            list.push(workload.clone());
-            list.sort_by(prefer);
+            let network = self.by_address.entry(workload.network.clone()).or_default();
+            let residents = match network.get(&address) {
+                Some(others) => others.with(workload.clone()),
+                None => Residents::One(workload.clone()),
+            };
+            network.insert(address, residents);
         }
         if let Some(key) = hostname_key(&workload) {
             self.by_hostname.entry(key).or_default().push(workload.clone());
@@ -148,7 +151,11 @@ impl Snapshot {
             self.policy_version += 1;
         }
         for address in indexed_addresses(&old) {
-            remove_from(&mut self.by_address, &address, |w| w.uid == *uid);
+            let Some(network) = self.by_address.get_mut(&old.network) else { continue };
+            match network.get(&address).and_then(|residents| residents.without(uid)) {
+                Some(rest) => drop(network.insert(address, rest)),
+                None => drop(network.remove(&address)),
+            }
         }
         if let Some(key) = hostname_key(&old) {
             remove_from(&mut self.by_hostname, &key, |w| w.uid == *uid);
@@ -216,9 +223,9 @@ impl Snapshot {
     }
 }
 
-fn indexed_addresses(workload: &Workload) -> impl Iterator<Item = AddressKey> + '_ {
+fn indexed_addresses(workload: &Workload) -> impl Iterator<Item = IpAddr> + '_ {
     let visible = !workload.host_network;
-    workload.addresses.iter().filter(move |_| visible).map(|ip| (workload.network.clone(), *ip))
+    workload.addresses.iter().filter(move |_| visible).copied()
 }
 
 fn hostname_key(workload: &Workload) -> Option<ServiceName> {

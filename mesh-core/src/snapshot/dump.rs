@@ -51,14 +51,12 @@ impl Dump {
 impl Snapshot {
     /// Lists everything in a stable order.
     pub fn dump(&self) -> Dump {
-        let mut workloads: Vec<_> = self.workloads.values().cloned().collect();
-        workloads.sort_by(|a, b| a.uid.cmp(&b.uid));
         let mut labels: Vec<_> = self.labels.values().cloned().collect();
         labels.sort_by(|a, b| a.uid.cmp(&b.uid));
         Dump {
             version: self.version,
             complete: self.complete,
-            workloads,
+            workloads: self.workloads.values().cloned().collect(),
             services: self.services.values().cloned().collect(),
             policies: self.policies.values().cloned().collect(),
             routes: self.routes.values().cloned().collect(),

@@ -36,9 +36,42 @@ impl Endpoints {
     }
 }
 
+/// The workloads at one address, preferred first: nearly always one, which then needs no list.
+#[derive(Debug, Clone)]
+pub(super) enum Residents {
+    One(Arc<Workload>),
+    Many(Arc<Vec<Arc<Workload>>>),
+}
+
+impl Residents {
+    pub(super) fn as_slice(&self) -> &[Arc<Workload>] {
+        match self {
+            Self::One(workload) => std::slice::from_ref(workload),
+            Self::Many(list) => list,
+        }
+    }
+
+    pub(super) fn with(&self, workload: Arc<Workload>) -> Self {
+        let mut list = self.as_slice().to_vec();
+        list.push(workload);
+        list.sort_by(prefer);
+        Self::Many(Arc::new(list))
+    }
+
+    /// The rest without a workload; none when nobody is left.
+    pub(super) fn without(&self, uid: &WorkloadUid) -> Option<Self> {
+        let rest: Vec<_> = self.as_slice().iter().filter(|w| w.uid != *uid).cloned().collect();
+        match rest.as_slice() {
+            [] => None,
+            [one] => Some(Self::One(one.clone())),
+            _ => Some(Self::Many(Arc::new(rest))),
+        }
+    }
+}
+
 /// Order of workloads that share an address, best first: pods with HBONE, pods, HBONE, the rest
 /// (ztunnel's order), then by uid so that the result does not depend on arrival.
-pub(super) fn prefer(a: &Arc<Workload>, b: &Arc<Workload>) -> Ordering {
+fn prefer(a: &Arc<Workload>, b: &Arc<Workload>) -> Ordering {
     let rank = |w: &Workload| match (w.uid.0.contains("//Pod/"), w.tunnel == Tunnel::Hbone) {
         (true, true) => 3,
         (true, false) => 2,

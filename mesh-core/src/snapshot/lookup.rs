@@ -2,7 +2,7 @@
 
 use std::{cmp::Reverse, net::IpAddr, sync::Arc};
 
-use super::Snapshot;
+use super::{Snapshot, index::Residents};
 use crate::{
     model::{
         GatewayAddress, GatewayDestination, Policy, PolicyName, Service, ServiceName, Workload, WorkloadUid,
@@ -65,7 +65,7 @@ impl Snapshot {
         self.workloads.get(uid)
     }
 
-    /// All workloads, in no order.
+    /// All workloads in uid order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.workloads.values()
     }
@@ -82,7 +82,8 @@ impl Snapshot {
 
     /// All workloads at an address, preferred first.
     pub fn workloads_at(&self, network: &Arc<str>, ip: IpAddr) -> &[Arc<Workload>] {
-        self.by_address.get(&(network.clone(), ip.to_canonical())).map_or(&[], Vec::as_slice)
+        let residents = self.by_address.get(network).and_then(|at| at.get(&ip.to_canonical()));
+        residents.map_or(&[], Residents::as_slice)
     }
 
     /// The workload of a local pod, by its address and checked against what the node knows of it.
