@@ -45,7 +45,7 @@ impl<'a, E: Entropy, L: LoadView, T: Trace> Planner<'a, E, L, T> {
             return self.through_waypoint(source, gateway, Some(service), service_object(service));
         }
         match self.upstream(source, destination)? {
-            Some(upstream) => self.to_upstream(source, upstream, service),
+            Some(upstream) => self.reach(source, upstream, service),
             None => self.without_upstream(source, service),
         }
     }
@@ -212,7 +212,7 @@ impl<'a, E: Entropy, L: LoadView, T: Trace> Planner<'a, E, L, T> {
         Ok(Upstream { workload: picked.workload, port: picked.port, service: Some(service) })
     }
 
-    fn to_upstream(
+    fn reach(
         &mut self,
         source: &Arc<Workload>,
         upstream: Upstream<'a>,
