@@ -1,0 +1,168 @@
+//! The life of a socket: original destinations for the agent, probes of the node, statistics, clean-up.
+
+use agent_common::{
+    addr::{BePort, IpKey},
+    event::{COUNT_EVENT_LOST, COUNT_FLOW_DST_FULL, COUNT_PROBES_FULL, FlowEvent, LEG_ACCEPTED},
+    maps::{FlowKey, ProbeKey, SockState},
+};
+use aya_ebpf::{
+    helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns},
+    programs::{SockContext, SockOpsContext},
+};
+
+use crate::{
+    count,
+    maps::{CONFIG, EVENTS, FLOW_DST, ORIG, OWN, POD_IPS, PODS, PROBES, SOCKS},
+};
+
+const TCP_CONNECT: u32 = 3;
+const ACTIVE_ESTABLISHED: u32 = 4;
+const PASSIVE_ESTABLISHED: u32 = 5;
+const STATE_CHANGED: u32 = 10;
+const STATE_CB_FLAG: i32 = 1 << 2;
+const TCP_CLOSE: u32 = 7;
+const AF_INET: u32 = 2;
+
+/// The four parts of a connection, host-order ports.
+struct Tuple {
+    local: IpKey,
+    remote: IpKey,
+    local_port: u16,
+    remote_port: u16,
+}
+
+#[inline(always)]
+fn tuple(ctx: &SockOpsContext) -> Tuple {
+    let (local, remote) = if ctx.family() == AF_INET {
+        (IpKey::from_be32(ctx.local_ip4()), IpKey::from_be32(ctx.remote_ip4()))
+    } else {
+        (IpKey::from_be128(ctx.local_ip6()), IpKey::from_be128(ctx.remote_ip6()))
+    };
+    let remote_port = BePort::from_sock_ops(ctx.remote_port()).host();
+    Tuple { local, remote, local_port: ctx.local_port() as u16, remote_port }
+}
+
+#[inline(always)]
+pub fn on(ctx: &SockOpsContext) -> u32 {
+    match ctx.op() {
+        TCP_CONNECT => connecting(ctx),
+        ACTIVE_ESTABLISHED => connected(ctx),
+        PASSIVE_ESTABLISHED => accepted(ctx),
+        STATE_CHANGED if ctx.arg(1) == TCP_CLOSE => closed(ctx),
+        _ => {}
+    }
+    1
+}
+
+#[inline(always)]
+fn connecting(ctx: &SockOpsContext) {
+    // SAFETY: helper calls and map look-ups that the verifier checks.
+    let (netns, cookie) = unsafe { (bpf_get_netns_cookie(ctx.ops.cast()), bpf_get_socket_cookie(ctx.ops.cast())) };
+    // SAFETY: as above.
+    if unsafe { PODS.get(&netns).is_some() } {
+        let _ = ctx.set_cb_flags(STATE_CB_FLAG);
+        // SAFETY: as above.
+        if let Some(original) = unsafe { ORIG.get(&cookie) } {
+            let own = tuple(ctx);
+            let key = FlowKey { netns, addr: own.local, port: u32::from(own.local_port), pad: 0 };
+            if FLOW_DST.insert(&key, original, 0).is_err() {
+                count::add(COUNT_FLOW_DST_FULL);
+            }
+        }
+        return;
+    }
+    let Some(config) = CONFIG.get(0) else { return };
+    if config.host_netns == 0 || netns != config.host_netns {
+        return;
+    }
+    let probe = tuple(ctx);
+    // SAFETY: as above.
+    if unsafe { POD_IPS.get(&probe.remote).is_some() } {
+        let _ = ctx.set_cb_flags(STATE_CB_FLAG);
+        if PROBES.insert(&probe_key(&probe), &1, 0).is_err() {
+            count::add(COUNT_PROBES_FULL);
+        }
+    }
+}
+
+#[inline(always)]
+fn probe_key(t: &Tuple) -> ProbeKey {
+    ProbeKey { src: t.local, dst: t.remote, src_port: t.local_port, dst_port: t.remote_port }
+}
+
+#[inline(always)]
+fn connected(ctx: &SockOpsContext) {
+    // SAFETY: helper calls and map look-ups that the verifier checks; the entry is this socket's own.
+    unsafe {
+        let cookie = bpf_get_socket_cookie(ctx.ops.cast());
+        if let Some(state) = SOCKS.get_ptr_mut(&cookie) {
+            (*state).connect_us = ((bpf_ktime_get_ns() - (*state).start_ns) / 1000) as u32;
+        }
+    }
+}
+
+#[inline(always)]
+fn accepted(ctx: &SockOpsContext) {
+    // SAFETY: helper calls and map look-ups that the verifier checks.
+    unsafe {
+        let netns = bpf_get_netns_cookie(ctx.ops.cast());
+        if PODS.get(&netns).is_none() {
+            return;
+        }
+        let _ = ctx.set_cb_flags(STATE_CB_FLAG);
+        let cookie = bpf_get_socket_cookie(ctx.ops.cast());
+        let state = SockState { start_ns: bpf_ktime_get_ns(), connect_us: 0, leg: LEG_ACCEPTED };
+        let _ = SOCKS.insert(&cookie, &state, 0);
+    }
+}
+
+#[inline(always)]
+fn closed(ctx: &SockOpsContext) {
+    // SAFETY: helper calls and map look-ups that the verifier checks.
+    let (netns, cookie) = unsafe { (bpf_get_netns_cookie(ctx.ops.cast()), bpf_get_socket_cookie(ctx.ops.cast())) };
+    let own = tuple(ctx);
+    let _ = PROBES.remove(&probe_key(&own));
+    let _ = FLOW_DST.remove(&FlowKey { netns, addr: own.local, port: u32::from(own.local_port), pad: 0 });
+    // SAFETY: as above.
+    if let Some(state) = unsafe { SOCKS.get(&cookie).copied() } {
+        report(ctx, netns, &own, state);
+        let _ = SOCKS.remove(&cookie);
+    }
+}
+
+#[inline(always)]
+fn report(ctx: &SockOpsContext, netns: u64, own: &Tuple, state: SockState) {
+    let Some(mut slot) = EVENTS.reserve::<FlowEvent>(0) else {
+        count::add(COUNT_EVENT_LOST);
+        return;
+    };
+    // SAFETY: context reads that the verifier checks; srtt_us is kept eight times too large.
+    let event = unsafe {
+        FlowEvent {
+            netns,
+            bytes_sent: (*ctx.ops).bytes_acked,
+            bytes_received: (*ctx.ops).bytes_received,
+            local: own.local,
+            remote: own.remote,
+            local_port: own.local_port,
+            remote_port: own.remote_port,
+            srtt_us: (*ctx.ops).srtt_us >> 3,
+            retransmits: (*ctx.ops).total_retrans,
+            connect_us: state.connect_us,
+            leg: state.leg,
+            pad: 0,
+        }
+    };
+    slot.write(event);
+    slot.submit(0);
+}
+
+/// The application closed the socket: nothing may stay behind, whatever state TCP is in.
+#[inline(always)]
+pub fn released(ctx: &SockContext) -> i32 {
+    // SAFETY: helper call that the verifier checks.
+    let cookie = unsafe { bpf_get_socket_cookie(ctx.sock.cast()) };
+    let _ = ORIG.remove(&cookie);
+    let _ = OWN.remove(&cookie);
+    1
+}

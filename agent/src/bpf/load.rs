@@ -1,0 +1,214 @@
+//! Loading, attaching, pinning, adopting.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    hash::{DefaultHasher, Hash, Hasher},
+    io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
+
+use agent_common::ABI_VERSION;
+use aya::{
+    Ebpf, EbpfLoader,
+    programs::{
+        CgroupAttachMode, CgroupSock, CgroupSockAddr, SkLookup, SockOps,
+        links::{FdLink, PinnedLink},
+    },
+};
+
+use super::{BpfError, OBJECT, maps::Maps};
+
+/// How the kernel side is set up.
+#[derive(Debug, Clone)]
+pub struct BpfConfig {
+    /// Node name: part of the pin path, so that several nodes can share one kernel.
+    pub node: String,
+    /// Root of the node's cgroup v2 tree.
+    pub cgroup: PathBuf,
+    /// Mount point of the bpf file system.
+    pub bpffs: PathBuf,
+    /// Cookie of the node's own network namespace, whose probes reach applications; 0 for none.
+    pub host_netns: u64,
+    /// Capacities by map name that differ from the defaults of `agent_common::maps::MAPS`.
+    pub capacities: HashMap<&'static str, u32>,
+}
+
+const CONNECT: [&str; 4] = ["culvert_connect4", "culvert_connect6", "culvert_peer4", "culvert_peer6"];
+const SOCKETS: &str = "culvert_sockets";
+const RELEASE: &str = "culvert_release";
+const INBOUND: &str = "culvert_inbound";
+
+/// The loaded kernel side of one node. Dropping it leaves everything pinned: capture outlives the agent.
+pub struct Bpf {
+    pins: PathBuf,
+    digest: String,
+    /// The tables.
+    pub maps: Maps,
+}
+
+impl Bpf {
+    /// Loads, or adopts what an earlier process pinned.
+    ///
+    /// # Errors
+    /// Says which object failed and what to do; what was pinned before stays as it was.
+    pub fn load(config: &BpfConfig) -> Result<Self, BpfError> {
+        if OBJECT.is_empty() {
+            return Err(BpfError::NoObject);
+        }
+        mount_bpffs(&config.bpffs)?;
+        let pins = config.bpffs.join("culvert").join(&config.node).join(format!("v{ABI_VERSION}"));
+        let bpf = Self { digest: digest(), maps: Maps::default_closed(), pins };
+        create(&bpf.map_dir())?;
+        create(&bpf.link_dir())?;
+        let mut object = bpf.object(0, &config.capacities)?;
+        let bpf = Self { maps: Maps::take(&mut object)?, ..bpf };
+        bpf.maps.set_host_netns(config.host_netns)?;
+        let cgroup = File::open(&config.cgroup)
+            .map_err(|source| BpfError::Cgroup { path: config.cgroup.clone(), source })?;
+        bpf.attach_node(&mut object, &cgroup)?;
+        bpf.remove_other_links()?;
+        Ok(bpf)
+    }
+
+    fn map_dir(&self) -> PathBuf {
+        self.pins.join("maps")
+    }
+
+    fn link_dir(&self) -> PathBuf {
+        self.pins.join("links").join(&self.digest)
+    }
+
+    fn object(&self, cookie: u64, capacities: &HashMap<&'static str, u32>) -> Result<Ebpf, BpfError> {
+        let mut loader = EbpfLoader::new();
+        loader.default_map_pin_directory(self.map_dir()).override_global("POD_COOKIE", &cookie, true);
+        for (map, capacity) in capacities {
+            loader.map_max_entries(map, *capacity);
+        }
+        loader.load(OBJECT).map_err(|source| BpfError::Load { source })
+    }
+
+    fn attach_node(&self, object: &mut Ebpf, cgroup: &File) -> Result<(), BpfError> {
+        let mode = CgroupAttachMode::default();
+        for name in CONNECT.into_iter().filter(|name| !self.is_pinned(name)) {
+            let program: &mut CgroupSockAddr = program(object, name)?;
+            let failed = |source| BpfError::Program { program: name, source };
+            program.load().map_err(failed)?;
+            let id = program.attach(cgroup, mode).map_err(failed)?;
+            let link = program.take_link(id).map_err(failed)?;
+            self.pin(name, name, link.try_into().map_err(|_| BpfError::Missing { program: name })?)?;
+        }
+        if !self.is_pinned(SOCKETS) {
+            let program: &mut SockOps = program(object, SOCKETS)?;
+            let failed = |source| BpfError::Program { program: SOCKETS, source };
+            program.load().map_err(failed)?;
+            let id = program.attach(cgroup, mode).map_err(failed)?;
+            let link = program.take_link(id).map_err(failed)?;
+            self.pin(SOCKETS, SOCKETS, link.try_into().map_err(|_| BpfError::Missing { program: SOCKETS })?)?;
+        }
+        if !self.is_pinned(RELEASE) {
+            let program: &mut CgroupSock = program(object, RELEASE)?;
+            let failed = |source| BpfError::Program { program: RELEASE, source };
+            program.load().map_err(failed)?;
+            let id = program.attach(cgroup, mode).map_err(failed)?;
+            let link = program.take_link(id).map_err(failed)?;
+            self.pin(RELEASE, RELEASE, link.try_into().map_err(|_| BpfError::Missing { program: RELEASE })?)?;
+        }
+        Ok(())
+    }
+
+    /// Attaches inbound capture in a pod's namespace; adopts the link of an earlier process.
+    ///
+    /// # Errors
+    /// The kernel refuses the program or the link cannot be pinned.
+    pub fn attach_pod(&self, cookie: u64, netns: &File) -> Result<(), BpfError> {
+        let name = pod_link(cookie);
+        if self.is_pinned(&name) {
+            return Ok(());
+        }
+        let mut object = self.object(cookie, &HashMap::new())?;
+        let program: &mut SkLookup = program(&mut object, INBOUND)?;
+        let failed = |source| BpfError::Program { program: INBOUND, source };
+        program.load().map_err(failed)?;
+        let id = program.attach(netns.as_fd()).map_err(failed)?;
+        let link = program.take_link(id).map_err(failed)?;
+        self.pin(INBOUND, &name, link.into())
+    }
+
+    /// Ends inbound capture of a pod. Flows that are open are not touched.
+    ///
+    /// # Errors
+    /// The pin cannot be removed.
+    pub fn detach_pod(&self, cookie: u64) -> Result<(), BpfError> {
+        let path = self.link_dir().join(pod_link(cookie));
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(BpfError::Pins { path, source }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes every program of this node out of the kernel and forgets its tables (uninstall).
+    ///
+    /// # Errors
+    /// The pins cannot be removed.
+    pub fn remove_all(self) -> Result<(), BpfError> {
+        fs::remove_dir_all(&self.pins).map_err(|source| BpfError::Pins { path: self.pins.clone(), source })
+    }
+
+    fn is_pinned(&self, name: &str) -> bool {
+        PinnedLink::from_pin(self.link_dir().join(name)).is_ok()
+    }
+
+    fn pin(&self, program: &'static str, name: &str, link: FdLink) -> Result<(), BpfError> {
+        let path = self.link_dir().join(name);
+        link.pin(&path).map(drop).map_err(|source| BpfError::Pin { program, path, source })
+    }
+
+    /// Links of another object: the new ones are attached already, so capture has no gap.
+    fn remove_other_links(&self) -> Result<(), BpfError> {
+        let dir = self.pins.join("links");
+        let failed = |source| BpfError::Pins { path: dir.clone(), source };
+        for entry in fs::read_dir(&dir).map_err(failed)? {
+            let path = entry.map_err(failed)?.path();
+            if path != self.link_dir() {
+                fs::remove_dir_all(&path).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn pod_link(cookie: u64) -> String {
+    format!("pod_{cookie}")
+}
+
+/// Identifies the object whose links are pinned; not a security boundary (root owns the folder).
+fn digest() -> String {
+    let mut hasher = DefaultHasher::new();
+    OBJECT.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+fn program<'a, P>(object: &'a mut Ebpf, name: &'static str) -> Result<P, BpfError>
+where
+    P: TryFrom<&'a mut aya::programs::Program>,
+{
+    let found = object.program_mut(name).and_then(|program| P::try_from(program).ok());
+    found.ok_or(BpfError::Missing { program: name })
+}
+
+fn create(dir: &Path) -> Result<(), BpfError> {
+    fs::create_dir_all(dir).map_err(|source| BpfError::Bpffs { path: dir.to_path_buf(), source })
+}
+
+const BPF_FS_MAGIC: nix::sys::statfs::FsType = nix::sys::statfs::FsType(0xcafe_4a11);
+
+fn mount_bpffs(path: &Path) -> Result<(), BpfError> {
+    create(path)?;
+    let failed = |errno: nix::Error| BpfError::Bpffs { path: path.to_path_buf(), source: errno.into() };
+    if nix::sys::statfs::statfs(path).map_err(failed)?.filesystem_type() == BPF_FS_MAGIC {
+        return Ok(());
+    }
+    nix::mount::mount(Some("bpf"), path, Some("bpf"), nix::mount::MsFlags::empty(), None::<&str>).map_err(failed)
+}

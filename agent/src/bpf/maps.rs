@@ -1,0 +1,254 @@
+//! The kernel tables: one struct owns every handle, and map names appear nowhere else.
+
+use std::{
+    net::SocketAddr,
+    os::fd::AsRawFd,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use agent_common::{
+    addr::IpKey,
+    event::{FlowEvent, SITES},
+    maps::{Destination, FlowKey, LISTENER_HBONE, LISTENER_PLAINTEXT, ListenerKey, NodeConfig, PodEntry},
+};
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf, SockHash, lpm_trie::Key},
+};
+
+use super::{BpfError, Pod, key_of, socket_addr};
+
+/// Handles of the tables. Each one's lock is a leaf, held for one system call.
+#[derive(Default)]
+pub struct Maps {
+    inner: Option<Inner>,
+}
+
+struct Inner {
+    pods: Mutex<HashMap<MapData, u64, PodEntry>>,
+    pod_ips: Mutex<HashMap<MapData, IpKey, u64>>,
+    mesh: Mutex<LpmTrie<MapData, IpKey, u32>>,
+    orig: Mutex<HashMap<MapData, u64, Destination>>,
+    flow_dst: Mutex<HashMap<MapData, FlowKey, Destination>>,
+    own: Mutex<HashMap<MapData, u64, u32>>,
+    listeners: Mutex<SockHash<MapData, ListenerKey>>,
+    config: Mutex<Array<MapData, NodeConfig>>,
+    counters: PerCpuArray<MapData, u64>,
+    events: Mutex<RingBuf<MapData>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+macro_rules! take {
+    ($object:expr, $name:literal) => {
+        $object
+            .take_map($name)
+            .ok_or(BpfError::Missing { program: $name })?
+            .try_into()
+            .map_err(|source| BpfError::Map { map: $name, source })?
+    };
+}
+
+impl Maps {
+    pub(super) fn default_closed() -> Self {
+        Self::default()
+    }
+
+    pub(super) fn take(object: &mut Ebpf) -> Result<Self, BpfError> {
+        let inner = Inner {
+            pods: Mutex::new(take!(object, "PODS")),
+            pod_ips: Mutex::new(take!(object, "POD_IPS")),
+            mesh: Mutex::new(take!(object, "MESH")),
+            orig: Mutex::new(take!(object, "ORIG")),
+            flow_dst: Mutex::new(take!(object, "FLOW_DST")),
+            own: Mutex::new(take!(object, "OWN")),
+            listeners: Mutex::new(take!(object, "LISTENERS")),
+            config: Mutex::new(take!(object, "CONFIG")),
+            counters: take!(object, "COUNTERS"),
+            events: Mutex::new(take!(object, "EVENTS")),
+        };
+        Ok(Self { inner: Some(inner) })
+    }
+
+    fn inner(&self) -> Result<&Inner, BpfError> {
+        self.inner.as_ref().ok_or(BpfError::NoObject)
+    }
+
+    /// Puts a pod into the kernel or changes its state. Its addresses go first: add referents, then the reference.
+    ///
+    /// # Errors
+    /// A table is full; the pod is then not captured by halves: its entry is written last.
+    pub fn set_pod(&self, pod: &Pod) -> Result<(), BpfError> {
+        let inner = self.inner()?;
+        for key in pod.addresses() {
+            lock(&inner.pod_ips).insert(key, pod.netns, 0).map_err(at("POD_IPS"))?;
+        }
+        lock(&inner.pods).insert(pod.netns, pod.entry(), 0).map_err(at("PODS"))
+    }
+
+    /// Forgets a pod. Addresses that belong to a newer pod by now are kept.
+    ///
+    /// # Errors
+    /// The kernel refuses; an unknown pod is no error.
+    pub fn remove_pod(&self, pod: &Pod) -> Result<(), BpfError> {
+        let inner = self.inner()?;
+        ignore_missing(lock(&inner.pods).remove(&pod.netns)).map_err(at("PODS"))?;
+        for key in pod.addresses() {
+            let mut ips = lock(&inner.pod_ips);
+            if ips.get(&key, 0).is_ok_and(|owner| owner == pod.netns) {
+                ignore_missing(ips.remove(&key)).map_err(at("POD_IPS"))?;
+            }
+        }
+        for kind in [LISTENER_HBONE, LISTENER_PLAINTEXT] {
+            let key = ListenerKey { netns: pod.netns, kind, pad: 0 };
+            ignore_missing(lock(&inner.listeners).remove(&key)).map_err(at("LISTENERS"))?;
+        }
+        Ok(())
+    }
+
+    /// Pods that the kernel knows: what an earlier process left behind.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub fn pods(&self) -> Result<Vec<Pod>, BpfError> {
+        let pods = lock(&self.inner()?.pods);
+        pods.iter().map(|item| item.map(|(netns, entry)| Pod::from_entry(netns, entry)).map_err(at("PODS"))).collect()
+    }
+
+    /// Names the sockets that take a pod's inbound connections.
+    ///
+    /// # Errors
+    /// The sockets are no TCP listeners, or the table is full.
+    pub fn set_listeners(&self, netns: u64, hbone: &impl AsRawFd, plaintext: &impl AsRawFd) -> Result<(), BpfError> {
+        let mut listeners = lock(&self.inner()?.listeners);
+        for (kind, fd) in [(LISTENER_HBONE, hbone.as_raw_fd()), (LISTENER_PLAINTEXT, plaintext.as_raw_fd())] {
+            listeners.insert(ListenerKey { netns, kind, pad: 0 }, fd, 0).map_err(at("LISTENERS"))?;
+        }
+        Ok(())
+    }
+
+    /// Exempts a socket of the agent from capture; must be called before it connects. The kernel
+    /// forgets it when the socket is closed.
+    ///
+    /// # Errors
+    /// The table is full; the connect must then not be made.
+    pub fn own_socket(&self, cookie: u64) -> Result<(), BpfError> {
+        lock(&self.inner()?.own).insert(cookie, 1, 0).map_err(at("OWN"))
+    }
+
+    /// What a captured connection asked for, by the pod's namespace and the client's address as the
+    /// agent sees it on accept. Taken: a second call finds nothing.
+    ///
+    /// # Errors
+    /// The table cannot be read. An unknown connection is `None`, and must be refused.
+    pub fn take_original(&self, netns: u64, client: SocketAddr) -> Result<Option<SocketAddr>, BpfError> {
+        let key = FlowKey { netns, addr: key_of(client.ip()), port: client.port().into(), pad: 0 };
+        let mut flows = lock(&self.inner()?.flow_dst);
+        match flows.get(&key, 0) {
+            Ok(original) => {
+                ignore_missing(flows.remove(&key)).map_err(at("FLOW_DST"))?;
+                Ok(Some(socket_addr(original)))
+            }
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(BpfError::Map { map: "FLOW_DST", source }),
+        }
+    }
+
+    /// Adds and removes ranges of the mesh, additions first, and says whether they are complete.
+    /// Bypass is off while they are not.
+    ///
+    /// # Errors
+    /// The table is full; bypass is off then.
+    pub fn sync_mesh(
+        &self,
+        add: &[(std::net::IpAddr, u8)],
+        remove: &[(std::net::IpAddr, u8)],
+        complete: bool,
+        epoch: u32,
+    ) -> Result<(), BpfError> {
+        let inner = self.inner()?;
+        self.configure(|config| config.ranges_complete = 0)?;
+        for (ip, length) in add {
+            lock(&inner.mesh).insert(&range_key(*ip, *length), epoch, 0).map_err(at("MESH"))?;
+        }
+        for (ip, length) in remove {
+            ignore_missing(lock(&inner.mesh).remove(&range_key(*ip, *length))).map_err(at("MESH"))?;
+        }
+        self.configure(|config| {
+            config.ranges_complete = u32::from(complete);
+            config.epoch = epoch;
+        })
+    }
+
+    pub(super) fn set_host_netns(&self, cookie: u64) -> Result<(), BpfError> {
+        self.configure(|config| config.host_netns = cookie)
+    }
+
+    fn configure(&self, change: impl FnOnce(&mut NodeConfig)) -> Result<(), BpfError> {
+        let mut table = lock(&self.inner()?.config);
+        let mut config = table.get(&0, 0).map_err(at("CONFIG"))?;
+        change(&mut config);
+        table.set(0, config, 0).map_err(at("CONFIG"))
+    }
+
+    /// Counters by site, summed over the CPUs.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub fn counters(&self) -> Result<Vec<(&'static str, u64)>, BpfError> {
+        let counters = &self.inner()?.counters;
+        let read = |(index, label): (usize, &&'static str)| {
+            let values = counters.get(&(index as u32), 0).map_err(at("COUNTERS"))?;
+            Ok((*label, values.iter().sum()))
+        };
+        SITES.iter().enumerate().map(read).collect()
+    }
+
+    /// Entries in the tables that hold per-socket state: (remembered destinations, unclaimed flows, own sockets).
+    ///
+    /// # Errors
+    /// A table cannot be read.
+    pub fn socket_entries(&self) -> Result<(usize, usize, usize), BpfError> {
+        let inner = self.inner()?;
+        Ok((
+            lock(&inner.orig).keys().count(),
+            lock(&inner.flow_dst).keys().count(),
+            lock(&inner.own).keys().count(),
+        ))
+    }
+
+    /// Takes the events that are waiting. An item of another size is another ABI's and is skipped.
+    ///
+    /// # Errors
+    /// The kernel side is not loaded.
+    pub fn take_events(&self) -> Result<Vec<FlowEvent>, BpfError> {
+        let mut ring = lock(&self.inner()?.events);
+        let mut events = Vec::new();
+        while let Some(item) = ring.next() {
+            if item.len() == size_of::<FlowEvent>() {
+                // SAFETY: the length is that of the type, which is valid for every bit pattern.
+                events.push(unsafe { item.as_ptr().cast::<FlowEvent>().read_unaligned() });
+            }
+        }
+        Ok(events)
+    }
+}
+
+fn range_key(ip: std::net::IpAddr, length: u8) -> Key<IpKey> {
+    let mapped = if ip.is_ipv4() { 96 } else { 0 };
+    Key::new(u32::from(length) + mapped, key_of(ip))
+}
+
+fn at(map: &'static str) -> impl Fn(MapError) -> BpfError {
+    move |source| BpfError::Map { map, source }
+}
+
+fn ignore_missing(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other,
+    }
+}

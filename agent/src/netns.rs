@@ -1,0 +1,59 @@
+//! Entering network namespaces. One of the few files with `unsafe`.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd, AsRawFd},
+    thread,
+};
+
+use nix::sched::{CloneFlags, setns};
+
+/// Runs `work` on a short-lived thread inside the namespace; sockets made there stay there.
+///
+/// # Errors
+/// The namespace cannot be entered (needs CAP_SYS_ADMIN), or `work` failed.
+pub fn within<T: Send>(netns: &File, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            setns(netns.as_fd(), CloneFlags::CLONE_NEWNET)?;
+            work()
+        });
+        inside.join().unwrap_or_else(|_| Err(io::Error::other("the namespace thread panicked")))
+    })
+}
+
+/// The cookie of a network namespace: what kernel programs know it by (`SO_NETNS_COOKIE`).
+///
+/// # Errors
+/// The namespace cannot be entered, or the kernel is older than 5.14.
+pub fn cookie(netns: &File) -> io::Result<u64> {
+    within(netns, || {
+        let socket = std::net::UdpSocket::bind(("127.0.0.1", 0)).or_else(|_| std::net::UdpSocket::bind(("::1", 0)))?;
+        cookie_option(&socket, libc::SO_NETNS_COOKIE)
+    })
+}
+
+/// The cookie of a socket (`SO_COOKIE`).
+///
+/// # Errors
+/// The descriptor is no socket.
+pub fn socket_cookie(socket: &impl AsRawFd) -> io::Result<u64> {
+    cookie_option(socket, libc::SO_COOKIE)
+}
+
+fn cookie_option(socket: &impl AsRawFd, option: libc::c_int) -> io::Result<u64> {
+    let mut value = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the pointers are to live locals of the sizes given; the kernel writes at most `length` bytes.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            (&raw mut value).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 { Ok(value) } else { Err(io::Error::last_os_error()) }
+}
