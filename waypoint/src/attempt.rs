@@ -1,0 +1,338 @@
+//! Sending a request to its destination: limits, endpoint, tries, answer.
+
+use std::{rc::Rc, sync::Arc, time::Duration};
+
+use http::{HeaderValue, Request, Response, Uri, Version, header::HOST, request::Parts, uri::PathAndQuery};
+use hyper::body::Incoming;
+use mesh_core::{
+    balance::Endpoint,
+    entropy::SplitMix64,
+    http::{Failure, ResponseFlag, Retry, RetryStep},
+    model::{
+        AppProtocol,
+        l7::{HttpRoute, WeightedDestination},
+    },
+    outcome::{Reason, Refusal},
+};
+use tokio::time::{Instant, timeout_at};
+
+use crate::{
+    body::{Answer, Kept, Outgoing, grpc_status},
+    engine::SwitchSlot,
+    flow::Flow,
+    headers::{apply, authority, forwarded, forwarded_for, strip_hop, wants_upgrade},
+    respond,
+    telemetry::Record,
+    upstream::SendError,
+    worker::Worker,
+    world::{Counted, EndpointSet, World},
+};
+
+/// What the route decided.
+pub struct Plan<'a> {
+    /// The route.
+    pub route: &'a HttpRoute,
+    /// The destination that was drawn.
+    pub destination: &'a WeightedDestination,
+    /// Path to send.
+    pub path: String,
+    /// Host to send, when rewritten.
+    pub authority: Option<Arc<str>>,
+}
+
+/// The head of the request as every try sends it.
+struct Head {
+    parts: Parts,
+    path: PathAndQuery,
+    host: HeaderValue,
+    http2: bool,
+    upgrade: bool,
+}
+
+/// One try's result.
+enum Tried {
+    Answer(Response<Incoming>),
+    Failed(Failure, Refusal),
+}
+
+/// Sends the request and answers it.
+#[allow(clippy::too_many_arguments, reason = "the phases' results, each used once")]
+pub async fn forward(
+    worker: &Rc<Worker>,
+    world: &World,
+    flow: &Flow,
+    slot: &SwitchSlot,
+    plan: Plan<'_>,
+    parts: Parts,
+    body: Incoming,
+    mut record: Record,
+    mut entropy: SplitMix64,
+) -> Response<Answer> {
+    let set = match destination(world, flow, &plan) {
+        Ok(set) => set,
+        Err(refusal) => return respond::refusal(refusal, false, record),
+    };
+    let Some(permit) = set.limits.take(Counted::Requests, set.policy.max_requests) else {
+        let detail = format!("http2MaxRequests of {}", plan.destination.service);
+        return respond::refusal(Refusal::new(Reason::LimitReached, detail), false, record);
+    };
+    let head = match Head::build(world, flow, &plan, parts, &mut entropy) {
+        Ok(head) => head,
+        Err(refusal) => return respond::refusal(refusal, false, record),
+    };
+    let deadline = plan.route.timeout.map(|limit| Instant::now() + limit);
+    let mut retry = Retry::new(&plan.route.retries);
+    let mut kept = match Kept::take(body, retry.is_enabled(), &record.received).await {
+        Ok(kept) => kept,
+        Err(error) => {
+            return respond::refusal(Refusal::new(Reason::ClientReset, error.to_string()), false, record);
+        }
+    };
+    let mut last = None;
+    let mut retry_permit = None;
+    loop {
+        record.attempts = retry.attempt();
+        let Some((index, endpoint)) = set.pick(last, &mut entropy, &*worker.load) else {
+            let refusal = Refusal::new(Reason::NoHealthyEndpoint, plan.destination.service.to_string());
+            return respond::refusal(refusal, false, record);
+        };
+        last = Some(index);
+        record.destination = Some(endpoint.workload.clone());
+        let load = worker.load.enter(&endpoint.workload.uid);
+        let per_try = plan.route.retries.per_try_timeout;
+        let tried = attempt(
+            worker,
+            flow,
+            slot,
+            &set,
+            endpoint,
+            &head,
+            &mut kept,
+            &record,
+            Limit { per_try, deadline },
+        )
+        .await;
+        let (failure, refusal, answer) = match tried {
+            Tried::Answer(response) => match failing(&response) {
+                None => {
+                    return answer(response, &plan, deadline, record, Box::new((permit, load, retry_permit)));
+                }
+                Some(failure) => (failure, None, Some(response)),
+            },
+            Tried::Failed(failure, refusal) => (failure, Some(refusal), None),
+        };
+        let timed_out = refusal.as_ref().is_some_and(|r| r.reason == Reason::RouteTimeout)
+            && failure != Failure::TryTimeout;
+        let until = deadline.map(Instant::into_std);
+        let step = match timed_out {
+            true => RetryStep::GiveUp { exhausted: false },
+            false => {
+                retry.after(failure, kept.is_replayable(), std::time::Instant::now(), until, &mut entropy)
+            }
+        };
+        let over = |taken: &Option<_>| taken.is_none() && set.policy.max_retries.is_some();
+        match step {
+            RetryStep::WaitUntil(at) => {
+                if retry_permit.is_none() {
+                    retry_permit = set.limits.take(Counted::Retries, set.policy.max_retries);
+                }
+                if !over(&retry_permit) {
+                    tokio::time::sleep_until(at.into()).await;
+                    continue;
+                }
+                record.flag = ResponseFlag::UpstreamOverflow;
+            }
+            RetryStep::GiveUp { exhausted: true } => record.flag = ResponseFlag::RetryLimitExceeded,
+            RetryStep::GiveUp { exhausted: false } => {}
+        }
+        let exhausted = record.flag == ResponseFlag::RetryLimitExceeded;
+        return match (answer, refusal) {
+            (Some(response), _) => {
+                self::answer(response, &plan, deadline, record, Box::new((permit, load, retry_permit)))
+            }
+            (None, Some(refusal)) => respond::refusal(refusal, exhausted, record),
+            (None, None) => {
+                respond::refusal(Refusal::new(Reason::Internal, "try without result"), false, record)
+            }
+        };
+    }
+}
+
+fn destination(world: &World, flow: &Flow, plan: &Plan<'_>) -> Result<Rc<EndpointSet>, Refusal> {
+    match &flow.workload {
+        Some(workload) => Ok(world.only(workload, flow.port)),
+        None => {
+            let WeightedDestination { service, subset, port, .. } = plan.destination;
+            Ok(world.endpoints(service, subset.as_ref(), port.unwrap_or(flow.port))?)
+        }
+    }
+}
+
+struct Limit {
+    per_try: Option<Duration>,
+    deadline: Option<Instant>,
+}
+
+#[allow(clippy::too_many_arguments, reason = "one try needs what the loop holds")]
+async fn attempt(
+    worker: &Worker,
+    flow: &Flow,
+    slot: &SwitchSlot,
+    set: &EndpointSet,
+    endpoint: &Endpoint,
+    head: &Head,
+    kept: &mut Kept,
+    record: &Record,
+    limit: Limit,
+) -> Tried {
+    let body = kept.for_try(&record.received);
+    let request = head.request(body);
+    let send = async {
+        let upstreams = &worker.upstreams;
+        match (head.upgrade, head.http2) {
+            (true, _) => {
+                let (response, switched) = upstreams.switch(set, endpoint, &flow.peer, request).await?;
+                if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
+                    slot.set(Some(switched));
+                }
+                Ok(response)
+            }
+            (false, true) => upstreams.send2(set, endpoint, &flow.peer, request).await,
+            (false, false) => upstreams.send1(set, endpoint, &flow.peer, request).await,
+        }
+    };
+    let try_end = limit.per_try.map(|t| Instant::now() + t);
+    let end = match (try_end, limit.deadline) {
+        (Some(a), Some(b)) => Some(a.min(b)),
+        (a, b) => a.or(b),
+    };
+    let result: Result<_, SendError> = match end {
+        None => send.await,
+        Some(end) => match timeout_at(end, send).await {
+            Ok(result) => result,
+            Err(_) => {
+                let refusal = Refusal::new(Reason::RouteTimeout, endpoint.workload.uid.to_string());
+                let whole = limit.deadline == Some(end);
+                return Tried::Failed(
+                    if whole { Failure::Reset { sent: true } } else { Failure::TryTimeout },
+                    refusal,
+                );
+            }
+        },
+    };
+    match result {
+        Ok(response) => Tried::Answer(response),
+        Err(SendError { failure, refusal, body }) => {
+            if let Some(body) = body {
+                kept.restore(body);
+            }
+            Tried::Failed(failure, refusal)
+        }
+    }
+}
+
+/// The failure that an answer stands for, if a retry could be about it.
+fn failing(response: &Response<Incoming>) -> Option<Failure> {
+    match (response.status().as_u16(), grpc_status(response.headers())) {
+        (_, Some(code)) if code != 0 => Some(Failure::Grpc(u32::from(code))),
+        (code, _) if code >= 400 => Some(Failure::Status(code)),
+        _ => None,
+    }
+}
+
+fn answer(
+    response: Response<Incoming>,
+    plan: &Plan<'_>,
+    deadline: Option<Instant>,
+    mut record: Record,
+    hold: Box<dyn std::any::Any>,
+) -> Response<Answer> {
+    let (mut parts, body) = response.into_parts();
+    record.code = parts.status.as_u16();
+    record.grpc_status = grpc_status(&parts.headers);
+    let switching = parts.status == http::StatusCode::SWITCHING_PROTOCOLS;
+    strip_hop(&mut parts.headers, switching);
+    apply(&plan.destination.response_headers, &mut parts.headers);
+    apply(&plan.route.response_headers, &mut parts.headers);
+    let mut response = Response::new(Answer::upstream(body, deadline, record, hold));
+    *response.status_mut() = parts.status;
+    *response.headers_mut() = parts.headers;
+    response
+}
+
+impl Head {
+    fn build(
+        world: &World,
+        flow: &Flow,
+        plan: &Plan<'_>,
+        mut parts: Parts,
+        entropy: &mut SplitMix64,
+    ) -> Result<Self, Refusal> {
+        let bad = |what: &str| Refusal::new(Reason::BadRequest, what.to_owned());
+        let path = match parts.uri.query() {
+            Some(query) => PathAndQuery::try_from(format!("{}?{query}", plan.path)),
+            None => PathAndQuery::try_from(plan.path.as_str()),
+        };
+        let path = path.map_err(|_| bad("path is not legal after the rewrite"))?;
+        let sent = plan.authority.as_deref().unwrap_or_else(|| authority(&parts));
+        let mut host = HeaderValue::from_str(sent).map_err(|_| bad("host is not legal"))?;
+        let upgrade = parts.version < Version::HTTP_2 && wants_upgrade(&parts.headers);
+        strip_hop(&mut parts.headers, upgrade);
+        let headers = &mut parts.headers;
+        let renamed = apply(&plan.destination.request_headers, headers);
+        let renamed = apply(&plan.route.request_headers, headers).or(renamed);
+        host = renamed.unwrap_or(host);
+        forwarded(headers, || request_id(entropy));
+        forwarded_for(headers, &flow.peer.forwarded_for);
+        let http2 = !upgrade && speaks_http2(world, flow, plan, &parts);
+        Ok(Self { parts, path, host, http2, upgrade })
+    }
+
+    fn request(&self, body: Outgoing) -> Request<Outgoing> {
+        let mut request = Request::new(body);
+        *request.method_mut() = self.parts.method.clone();
+        *request.headers_mut() = self.parts.headers.clone();
+        let mut uri = http::uri::Parts::default();
+        uri.path_and_query = Some(self.path.clone());
+        if self.http2 {
+            request.headers_mut().remove(HOST);
+            *request.version_mut() = Version::HTTP_2;
+            uri.scheme = Some(http::uri::Scheme::HTTP);
+            uri.authority = self.host.to_str().ok().and_then(|h| h.parse().ok());
+            if uri.authority.is_none() {
+                uri.scheme = None;
+            }
+        } else {
+            request.headers_mut().insert(HOST, self.host.clone());
+        }
+        *request.uri_mut() = Uri::from_parts(uri).unwrap_or_default();
+        request
+    }
+}
+
+/// HTTP/2 towards endpoints that declare it and for gRPC; where nothing is declared, what the client
+/// speaks.
+fn speaks_http2(world: &World, flow: &Flow, plan: &Plan<'_>, parts: &Parts) -> bool {
+    let port = plan.destination.port.unwrap_or(flow.port);
+    let service = world.snapshot.service(&plan.destination.service);
+    let declared =
+        service.and_then(|s| s.ports.iter().find(|p| p.service_port == port)).map(|p| p.app_protocol);
+    match declared.unwrap_or_default() {
+        AppProtocol::Http2 | AppProtocol::Grpc => true,
+        AppProtocol::Http11 => crate::headers::is_grpc(&parts.headers),
+        _ => parts.version == Version::HTTP_2,
+    }
+}
+
+fn request_id(entropy: &mut SplitMix64) -> String {
+    use mesh_core::entropy::Entropy;
+    let (a, b) = (entropy.next_u64(), entropy.next_u64());
+    format!(
+        "{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}",
+        a >> 32,
+        (a >> 16) & 0xffff,
+        a & 0xfff,
+        0x8000 | ((b >> 48) & 0x3fff),
+        b & 0xffff_ffff_ffff
+    )
+}

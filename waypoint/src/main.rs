@@ -1,0 +1,3 @@
+//! The waypoint's binary.
+
+fn main() {}

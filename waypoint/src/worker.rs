@@ -1,0 +1,127 @@
+//! What one worker thread owns: its view of the configuration, its upstream connections, its load
+//! counters. No locks; everything in it stays on the thread.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::HashMap,
+    rc::Rc,
+    sync::Arc,
+};
+
+use mesh_core::{
+    balance::LoadView,
+    entropy::{Entropy, SplitMix64},
+    model::WorkloadUid,
+    snapshot::Snapshot,
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    telemetry::{Families, Telemetry},
+    upstream::{Dial, Upstreams},
+    world::{LimitBook, Me, World},
+};
+
+/// One worker.
+pub struct Worker {
+    /// Who we are.
+    pub me: Rc<Me>,
+    /// Metrics.
+    pub telemetry: Rc<Telemetry>,
+    /// Upstream HTTP connections.
+    pub upstreams: Upstreams,
+    /// Flows per endpoint.
+    pub load: Rc<Load>,
+    /// Cancelled when the waypoint drains.
+    pub drain: CancellationToken,
+    snapshots: RefCell<watch::Receiver<Arc<Snapshot>>>,
+    world: RefCell<Rc<World>>,
+    limits: LimitBook,
+    seed: Cell<u64>,
+}
+
+impl Worker {
+    /// Starts with the current snapshot.
+    pub fn new(
+        me: Me,
+        mut snapshots: watch::Receiver<Arc<Snapshot>>,
+        dial: Rc<dyn Dial>,
+        families: Families,
+        limits: LimitBook,
+        drain: CancellationToken,
+    ) -> Rc<Self> {
+        let me = Rc::new(me);
+        let first = snapshots.borrow_and_update().clone();
+        let world = Rc::new(World::new(first, &me, &limits, None, &families));
+        Rc::new(Self {
+            me,
+            telemetry: Rc::new(Telemetry::new(families)),
+            upstreams: Upstreams::new(dial),
+            load: Rc::default(),
+            drain,
+            snapshots: RefCell::new(snapshots),
+            world: RefCell::new(world),
+            limits,
+            seed: Cell::new(rand::random()),
+        })
+    }
+
+    /// The newest world; derives it when the snapshot has changed.
+    pub fn world(&self) -> Rc<World> {
+        let mut snapshots = self.snapshots.borrow_mut();
+        if snapshots.has_changed().unwrap_or(false) {
+            let snapshot = snapshots.borrow_and_update().clone();
+            let fresh = World::new(
+                snapshot,
+                &self.me,
+                &self.limits,
+                Some(&self.world.borrow()),
+                &self.telemetry.families,
+            );
+            self.upstreams.retain(|uid| fresh.snapshot.workload(uid).is_some());
+            *self.world.borrow_mut() = Rc::new(fresh);
+        }
+        self.world.borrow().clone()
+    }
+
+    /// A fresh source of randomness for one request.
+    pub fn entropy(&self) -> SplitMix64 {
+        let mut source = SplitMix64::new(self.seed.get());
+        self.seed.set(source.next_u64());
+        SplitMix64::new(source.next_u64())
+    }
+}
+
+/// Requests and flows per endpoint.
+#[derive(Default)]
+pub struct Load(RefCell<HashMap<WorkloadUid, u32>>);
+
+/// One counted request or flow.
+pub struct LoadGuard(Rc<Load>, WorkloadUid);
+
+impl Load {
+    /// Counts one until the guard is dropped.
+    pub fn enter(self: &Rc<Self>, uid: &WorkloadUid) -> LoadGuard {
+        *self.0.borrow_mut().entry(uid.clone()).or_default() += 1;
+        LoadGuard(self.clone(), uid.clone())
+    }
+}
+
+impl Drop for LoadGuard {
+    fn drop(&mut self) {
+        let mut load = self.0.0.borrow_mut();
+        if let Some(count) = load.get_mut(&self.1) {
+            *count -= 1;
+            if *count == 0 {
+                load.remove(&self.1);
+            }
+        }
+    }
+}
+
+impl LoadView for Load {
+    fn open_flows(&self, workload: &WorkloadUid) -> Option<u32> {
+        Some(self.0.borrow().get(workload).copied().unwrap_or(0))
+    }
+}
