@@ -25,10 +25,18 @@ impl IpKey {
     /// An IPv6 address as the kernel stores it: four words in network order.
     #[inline(always)]
     pub fn from_be128(words: [u32; 4]) -> Self {
-        let (a, b, c, d) = (words[0].to_ne_bytes(), words[1].to_ne_bytes(), words[2].to_ne_bytes(), words[3].to_ne_bytes());
-        Self([
-            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3],
-        ])
+        let (a, b, c, d) =
+            (words[0].to_ne_bytes(), words[1].to_ne_bytes(), words[2].to_ne_bytes(), words[3].to_ne_bytes());
+        Self([a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]])
+    }
+
+    /// The address of a kernel context that has one field per family. Both fields are read by the caller
+    /// before it is known which counts: a read inside a branch lets the compiler merge the branches into
+    /// pointer arithmetic on the context, which the verifier refuses.
+    #[inline(always)]
+    pub fn of_family(v4: bool, ip4: u32, ip6: [u32; 4]) -> Self {
+        let words = if v4 { [0, 0, u32::from_ne_bytes([0, 0, 0xff, 0xff]), ip4] } else { ip6 };
+        Self::from_be128(words)
     }
 
     /// The four words of the address in network order.

@@ -24,7 +24,13 @@ pub enum Verdict {
 /// Decides a connect. Fails closed: any state but active refuses, and a destination bypasses only if
 /// it is proven outside (`ranges_complete` and not `in_mesh`).
 #[inline(always)]
-pub fn connect(pod: &PodEntry, dst: IpKey, own_socket: bool, ranges_complete: bool, in_mesh: bool) -> Verdict {
+pub fn connect(
+    pod: &PodEntry,
+    dst: IpKey,
+    own_socket: bool,
+    ranges_complete: bool,
+    in_mesh: bool,
+) -> Verdict {
     if own_socket || dst.is_local() || dst == pod.v4 || dst == pod.v6 {
         return Verdict::Leave;
     }
@@ -62,7 +68,10 @@ mod tests {
         let remote = IpKey::from_v4([10, 0, 0, 9]);
         assert_eq!(connect(&pod(STATE_BLOCKED), remote, true, false, true), Verdict::Leave);
         for local in [[127, 0, 0, 1], [127, 9, 9, 9], [0, 0, 0, 0], [10, 0, 0, 1]] {
-            assert_eq!(connect(&pod(STATE_ACTIVE), IpKey::from_v4(local), false, false, true), Verdict::Leave);
+            assert_eq!(
+                connect(&pod(STATE_ACTIVE), IpKey::from_v4(local), false, false, true),
+                Verdict::Leave
+            );
         }
         let mut one = [0; 16];
         one[15] = 1;

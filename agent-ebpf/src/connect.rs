@@ -2,7 +2,10 @@
 
 use agent_common::{
     addr::{BePort, IpKey},
-    event::{COUNT_BLOCKED, COUNT_BYPASS, COUNT_CAPTURED, COUNT_NO_FAMILY, COUNT_ORIG_FULL, LEG_AGENT, LEG_BYPASS, LEG_CAPTURED},
+    event::{
+        COUNT_BLOCKED, COUNT_BYPASS, COUNT_CAPTURED, COUNT_NO_FAMILY, COUNT_ORIG_FULL, LEG_AGENT, LEG_BYPASS,
+        LEG_CAPTURED,
+    },
     maps::{Destination, NodeConfig, PodEntry, SockState},
     verdict::{CAPTURE_PORT, Verdict, connect},
 };
@@ -14,6 +17,7 @@ use aya_ebpf::{
 };
 
 use crate::{
+    context::{set_words, words},
     count,
     maps::{CONFIG, MESH, ORIG, OWN, PODS, SOCKS},
 };
@@ -44,26 +48,14 @@ pub fn v6(ctx: &SockAddrContext) -> i32 {
     let addr = ctx.sock_addr;
     let Some(pod) = pod_of(addr) else { return ALLOW };
     // SAFETY: the verifier checks these context accesses.
-    let (dst, port) = unsafe {
-        let ip = &raw const (*addr).user_ip6;
-        let words = [
-            (&raw const (*ip)[0]).read_volatile(),
-            (&raw const (*ip)[1]).read_volatile(),
-            (&raw const (*ip)[2]).read_volatile(),
-            (&raw const (*ip)[3]).read_volatile(),
-        ];
-        (IpKey::from_be128(words), BePort((*addr).user_port as u16))
-    };
+    let (dst, port) =
+        unsafe { (IpKey::from_be128(words(&raw const (*addr).user_ip6)), BePort((*addr).user_port as u16)) };
     let Ok(target) = decide(addr, &pod, dst, port) else { return REFUSE };
     if let Some(target) = target {
-        let words = target.to_be128();
+        let target = target.to_be128();
         // SAFETY: as above; single words, because the verifier refuses wider context stores.
         unsafe {
-            let ip = &raw mut (*addr).user_ip6;
-            (&raw mut (*ip)[0]).write_volatile(words[0]);
-            (&raw mut (*ip)[1]).write_volatile(words[1]);
-            (&raw mut (*ip)[2]).write_volatile(words[2]);
-            (&raw mut (*ip)[3]).write_volatile(words[3]);
+            set_words(&raw mut (*addr).user_ip6, target);
             (*addr).user_port = u32::from(BePort::from_host(CAPTURE_PORT).0);
         }
     }

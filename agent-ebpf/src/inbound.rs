@@ -9,6 +9,7 @@ use agent_common::{
 use aya_ebpf::{bindings::bpf_sk_lookup, programs::SkLookupContext};
 
 use crate::{
+    context::words,
     count,
     maps::{LISTENERS, PODS, PROBES},
 };
@@ -37,7 +38,14 @@ pub fn select(ctx: &SkLookupContext) -> u32 {
         }
         let Some(pod) = PODS.get(&netns) else { return PASS };
         let port = (*lookup).local_port as u16;
-        if PROBES.get(&probe_key(lookup, port)).is_some() {
+        let key = probe_key(lookup, port);
+        // IPv6 gives a packet to the pod's own address the index of the interface that owns the
+        // address, not of loopback. A forged source of that kind never completes a handshake: the
+        // answer stays inside the pod.
+        if key.src == pod.v4 || key.src == pod.v6 {
+            return PASS;
+        }
+        if PROBES.get(&key).is_some() {
             count::add(COUNT_PROBE);
             return PASS;
         }
@@ -47,7 +55,9 @@ pub fn select(ctx: &SkLookupContext) -> u32 {
             HBONE_PORT => LISTENER_HBONE,
             _ => LISTENER_PLAINTEXT,
         };
-        if kind != 0 && LISTENERS.redirect_sk_lookup(ctx_of(lookup), ListenerKey { netns, kind, pad: 0 }, 0).is_ok() {
+        if kind != 0
+            && LISTENERS.redirect_sk_lookup(ctx_of(lookup), ListenerKey { netns, kind, pad: 0 }, 0).is_ok()
+        {
             count::add(COUNT_INBOUND);
             return PASS;
         }
@@ -65,24 +75,13 @@ fn ctx_of(lookup: *mut bpf_sk_lookup) -> SkLookupContext {
 unsafe fn probe_key(lookup: *mut bpf_sk_lookup, port: u16) -> ProbeKey {
     // SAFETY: context reads that the verifier checks, one word at a time.
     unsafe {
-        let (src, dst) = if (*lookup).family == AF_INET {
-            (IpKey::from_be32((*lookup).remote_ip4), IpKey::from_be32((*lookup).local_ip4))
-        } else {
-            (words(&raw const (*lookup).remote_ip6), words(&raw const (*lookup).local_ip6))
-        };
+        let v4 = (*lookup).family == AF_INET;
+        let remote4 = (&raw const (*lookup).remote_ip4).read_volatile();
+        let local4 = (&raw const (*lookup).local_ip4).read_volatile();
+        let remote6 = words(&raw const (*lookup).remote_ip6);
+        let local6 = words(&raw const (*lookup).local_ip6);
+        let src = IpKey::of_family(v4, remote4, remote6);
+        let dst = IpKey::of_family(v4, local4, local6);
         ProbeKey { src, dst, src_port: BePort((*lookup).remote_port).host(), dst_port: port }
-    }
-}
-
-#[inline(always)]
-unsafe fn words(ip: *const [u32; 4]) -> IpKey {
-    // SAFETY: as above.
-    unsafe {
-        IpKey::from_be128([
-            (&raw const (*ip)[0]).read_volatile(),
-            (&raw const (*ip)[1]).read_volatile(),
-            (&raw const (*ip)[2]).read_volatile(),
-            (&raw const (*ip)[3]).read_volatile(),
-        ])
     }
 }

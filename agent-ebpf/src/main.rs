@@ -7,6 +7,7 @@
 #![allow(missing_docs, reason = "macros generate items without documentation")]
 
 mod connect;
+mod context;
 mod count;
 mod inbound;
 mod maps;

@@ -3,7 +3,7 @@
 use agent_common::{addr::BePort, maps::Destination};
 use aya_ebpf::{helpers::bpf_get_socket_cookie, programs::SockAddrContext};
 
-use crate::maps::ORIG;
+use crate::{context::set_words, maps::ORIG};
 
 const ALLOW: i32 = 1;
 
@@ -31,15 +31,12 @@ pub fn v4(ctx: &SockAddrContext) -> i32 {
 #[inline(always)]
 pub fn v6(ctx: &SockAddrContext) -> i32 {
     if let Some(original) = original(ctx) {
-        let words = original.addr.to_be128();
+        let port = original.port;
+        let original = original.addr.to_be128();
         // SAFETY: context stores that the verifier checks, one word at a time.
         unsafe {
-            let ip = &raw mut (*ctx.sock_addr).user_ip6;
-            (&raw mut (*ip)[0]).write_volatile(words[0]);
-            (&raw mut (*ip)[1]).write_volatile(words[1]);
-            (&raw mut (*ip)[2]).write_volatile(words[2]);
-            (&raw mut (*ip)[3]).write_volatile(words[3]);
-            (*ctx.sock_addr).user_port = u32::from(BePort::from_host(original.port).0);
+            set_words(&raw mut (*ctx.sock_addr).user_ip6, original);
+            (*ctx.sock_addr).user_port = u32::from(BePort::from_host(port).0);
         }
     }
     ALLOW

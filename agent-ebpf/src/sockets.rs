@@ -11,6 +11,7 @@ use aya_ebpf::{
 };
 
 use crate::{
+    context::words,
     count,
     maps::{CONFIG, EVENTS, FLOW_DST, ORIG, OWN, POD_IPS, PODS, PROBES, SOCKS},
 };
@@ -33,10 +34,15 @@ struct Tuple {
 
 #[inline(always)]
 fn tuple(ctx: &SockOpsContext) -> Tuple {
-    let (local, remote) = if ctx.family() == AF_INET {
-        (IpKey::from_be32(ctx.local_ip4()), IpKey::from_be32(ctx.remote_ip4()))
-    } else {
-        (IpKey::from_be128(ctx.local_ip6()), IpKey::from_be128(ctx.remote_ip6()))
+    let v4 = ctx.family() == AF_INET;
+    // SAFETY: context reads that the verifier checks, one word at a time.
+    let (local, remote) = unsafe {
+        let ops = ctx.ops;
+        let local4 = (&raw const (*ops).local_ip4).read_volatile();
+        let remote4 = (&raw const (*ops).remote_ip4).read_volatile();
+        let local6 = words(&raw const (*ops).local_ip6);
+        let remote6 = words(&raw const (*ops).remote_ip6);
+        (IpKey::of_family(v4, local4, local6), IpKey::of_family(v4, remote4, remote6))
     };
     let remote_port = BePort::from_sock_ops(ctx.remote_port()).host();
     Tuple { local, remote, local_port: ctx.local_port() as u16, remote_port }
@@ -57,13 +63,19 @@ pub fn on(ctx: &SockOpsContext) -> u32 {
 #[inline(always)]
 fn connecting(ctx: &SockOpsContext) {
     // SAFETY: helper calls and map look-ups that the verifier checks.
-    let (netns, cookie) = unsafe { (bpf_get_netns_cookie(ctx.ops.cast()), bpf_get_socket_cookie(ctx.ops.cast())) };
+    let (netns, cookie) =
+        unsafe { (bpf_get_netns_cookie(ctx.ops.cast()), bpf_get_socket_cookie(ctx.ops.cast())) };
     // SAFETY: as above.
-    if unsafe { PODS.get(&netns).is_some() } {
+    if let Some(pod) = unsafe { PODS.get(&netns) } {
         let _ = ctx.set_cb_flags(STATE_CB_FLAG);
+        let own = tuple(ctx);
+        // The agent dials the application with the client's address: inbound capture must let it pass.
+        // SAFETY: as above.
+        if (own.remote == pod.v4 || own.remote == pod.v6) && unsafe { OWN.get(&cookie).is_some() } {
+            remember_probe(&own);
+        }
         // SAFETY: as above.
         if let Some(original) = unsafe { ORIG.get(&cookie) } {
-            let own = tuple(ctx);
             let key = FlowKey { netns, addr: own.local, port: u32::from(own.local_port), pad: 0 };
             if FLOW_DST.insert(&key, original, 0).is_err() {
                 count::add(COUNT_FLOW_DST_FULL);
@@ -79,9 +91,14 @@ fn connecting(ctx: &SockOpsContext) {
     // SAFETY: as above.
     if unsafe { POD_IPS.get(&probe.remote).is_some() } {
         let _ = ctx.set_cb_flags(STATE_CB_FLAG);
-        if PROBES.insert(&probe_key(&probe), &1, 0).is_err() {
-            count::add(COUNT_PROBES_FULL);
-        }
+        remember_probe(&probe);
+    }
+}
+
+#[inline(always)]
+fn remember_probe(probe: &Tuple) {
+    if PROBES.insert(&probe_key(probe), &1, 0).is_err() {
+        count::add(COUNT_PROBES_FULL);
     }
 }
 
@@ -119,7 +136,8 @@ fn accepted(ctx: &SockOpsContext) {
 #[inline(always)]
 fn closed(ctx: &SockOpsContext) {
     // SAFETY: helper calls and map look-ups that the verifier checks.
-    let (netns, cookie) = unsafe { (bpf_get_netns_cookie(ctx.ops.cast()), bpf_get_socket_cookie(ctx.ops.cast())) };
+    let (netns, cookie) =
+        unsafe { (bpf_get_netns_cookie(ctx.ops.cast()), bpf_get_socket_cookie(ctx.ops.cast())) };
     let own = tuple(ctx);
     let _ = PROBES.remove(&probe_key(&own));
     let _ = FLOW_DST.remove(&FlowKey { netns, addr: own.local, port: u32::from(own.local_port), pad: 0 });

@@ -93,7 +93,11 @@ impl Pod {
             v4: v4.flatten(),
             v6: (entry.v6 != IpKey::UNSPECIFIED).then(|| entry.v6.0.into()),
             // An unknown state is not active: the kernel treats it so too.
-            state: if entry.state == agent_common::maps::STATE_ACTIVE { PodState::Active } else { PodState::Blocked },
+            state: if entry.state == agent_common::maps::STATE_ACTIVE {
+                PodState::Active
+            } else {
+                PodState::Blocked
+            },
             epoch: entry.epoch,
         }
     }

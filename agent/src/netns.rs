@@ -29,7 +29,8 @@ pub fn within<T: Send>(netns: &File, work: impl FnOnce() -> io::Result<T> + Send
 /// The namespace cannot be entered, or the kernel is older than 5.14.
 pub fn cookie(netns: &File) -> io::Result<u64> {
     within(netns, || {
-        let socket = std::net::UdpSocket::bind(("127.0.0.1", 0)).or_else(|_| std::net::UdpSocket::bind(("::1", 0)))?;
+        let socket =
+            std::net::UdpSocket::bind(("127.0.0.1", 0)).or_else(|_| std::net::UdpSocket::bind(("::1", 0)))?;
         cookie_option(&socket, libc::SO_NETNS_COOKIE)
     })
 }

@@ -210,5 +210,6 @@ fn mount_bpffs(path: &Path) -> Result<(), BpfError> {
     if nix::sys::statfs::statfs(path).map_err(failed)?.filesystem_type() == BPF_FS_MAGIC {
         return Ok(());
     }
-    nix::mount::mount(Some("bpf"), path, Some("bpf"), nix::mount::MsFlags::empty(), None::<&str>).map_err(failed)
+    nix::mount::mount(Some("bpf"), path, Some("bpf"), nix::mount::MsFlags::empty(), None::<&str>)
+        .map_err(failed)
 }

@@ -114,14 +114,21 @@ impl Maps {
     /// The table cannot be read.
     pub fn pods(&self) -> Result<Vec<Pod>, BpfError> {
         let pods = lock(&self.inner()?.pods);
-        pods.iter().map(|item| item.map(|(netns, entry)| Pod::from_entry(netns, entry)).map_err(at("PODS"))).collect()
+        pods.iter()
+            .map(|item| item.map(|(netns, entry)| Pod::from_entry(netns, entry)).map_err(at("PODS")))
+            .collect()
     }
 
     /// Names the sockets that take a pod's inbound connections.
     ///
     /// # Errors
     /// The sockets are no TCP listeners, or the table is full.
-    pub fn set_listeners(&self, netns: u64, hbone: &impl AsRawFd, plaintext: &impl AsRawFd) -> Result<(), BpfError> {
+    pub fn set_listeners(
+        &self,
+        netns: u64,
+        hbone: &impl AsRawFd,
+        plaintext: &impl AsRawFd,
+    ) -> Result<(), BpfError> {
         let mut listeners = lock(&self.inner()?.listeners);
         for (kind, fd) in [(LISTENER_HBONE, hbone.as_raw_fd()), (LISTENER_PLAINTEXT, plaintext.as_raw_fd())] {
             listeners.insert(ListenerKey { netns, kind, pad: 0 }, fd, 0).map_err(at("LISTENERS"))?;
