@@ -11,6 +11,7 @@ use mesh_core::{
 use crate::{peer::Peer, world::World};
 
 /// One tunnelled connection.
+#[derive(Debug)]
 pub struct Flow {
     /// The client.
     pub peer: Rc<Peer>,
