@@ -57,4 +57,3 @@ fn ip_to_bytes(ip: IpAddr) -> Vec<u8> {
 fn port(field: &str, value: u32) -> Result<u16, WireError> {
     u16::try_from(value).map_err(|_| WireError::new(field, format!("port {value} is above 65535")))
 }
-

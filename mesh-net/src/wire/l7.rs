@@ -6,9 +6,10 @@ use ipnet::IpNet;
 use mesh_core::model::{
     AppProtocol, PolicyAction, PolicyName, ServiceAccountMatch, ServiceName, StringMatch, WorkloadUid,
     l7::{
-        AbortStatus, ConditionKey, DirectResponse, Fault, HeaderOps, HttpMatch, HttpRoute, L7Condition, L7Operation,
-        L7Policy, L7Rule, L7Source, L7Target, LbAlgorithm, Redirect, RetryCondition, RetryPolicy, Rewrite,
-        RouteAction, RouteMatch, ServiceRoutes, Subset, TcpRoute, TrafficPolicy, WeightedDestination, WorkloadLabels,
+        AbortStatus, ConditionKey, DirectResponse, Fault, HeaderOps, HttpMatch, HttpRoute, L7Condition,
+        L7Operation, L7Policy, L7Rule, L7Source, L7Target, LbAlgorithm, Redirect, RetryCondition,
+        RetryPolicy, Rewrite, RouteAction, RouteMatch, ServiceRoutes, Subset, TcpRoute, TrafficPolicy,
+        WeightedDestination, WorkloadLabels,
     },
 };
 
@@ -35,7 +36,11 @@ pub fn from_routes(r: pb::ServiceRoutes) -> Result<ServiceRoutes, WireError> {
                 Ok(Subset {
                     name: s.name.into(),
                     labels: labels(s.labels),
-                    traffic_policy: s.traffic_policy.map(from_traffic_policy).transpose()?.unwrap_or_default(),
+                    traffic_policy: s
+                        .traffic_policy
+                        .map(from_traffic_policy)
+                        .transpose()?
+                        .unwrap_or_default(),
                 })
             })
             .collect::<Result<_, WireError>>()?,
@@ -50,7 +55,10 @@ pub fn to_routes(r: &ServiceRoutes) -> pb::ServiceRoutes {
         ports: r
             .protocols
             .iter()
-            .map(|(port, protocol)| pb::PortProtocol { port: (*port).into(), protocol: to_protocol(*protocol) as i32 })
+            .map(|(port, protocol)| pb::PortProtocol {
+                port: (*port).into(),
+                protocol: to_protocol(*protocol) as i32,
+            })
             .collect(),
         origin: r.origin.to_string(),
         http: r.http.iter().map(to_http_route).collect(),
@@ -233,7 +241,10 @@ fn from_named(field: &str, values: Vec<pb::NamedMatch>) -> Result<Vec<(Arc<str>,
 }
 
 fn to_named(values: &[(Arc<str>, RouteMatch)]) -> Vec<pb::NamedMatch> {
-    values.iter().map(|(name, m)| pb::NamedMatch { name: name.to_string(), r#match: Some(to_match(m)) }).collect()
+    values
+        .iter()
+        .map(|(name, m)| pb::NamedMatch { name: name.to_string(), r#match: Some(to_match(m)) })
+        .collect()
 }
 
 fn optional_match(field: &str, m: Option<pb::RouteMatch>) -> Result<Option<RouteMatch>, WireError> {
@@ -276,8 +287,13 @@ fn to_http_match(m: &HttpMatch) -> pb::HttpMatch {
 
 fn from_header_ops(ops: Option<pb::HeaderOps>) -> HeaderOps {
     let Some(ops) = ops else { return HeaderOps::default() };
-    let pairs = |list: Vec<pb::HeaderOp>| list.into_iter().map(|op| (op.name.into(), op.value.into())).collect();
-    HeaderOps { set: pairs(ops.set), add: pairs(ops.add), remove: ops.remove.into_iter().map(Into::into).collect() }
+    let pairs =
+        |list: Vec<pb::HeaderOp>| list.into_iter().map(|op| (op.name.into(), op.value.into())).collect();
+    HeaderOps {
+        set: pairs(ops.set),
+        add: pairs(ops.add),
+        remove: ops.remove.into_iter().map(Into::into).collect(),
+    }
 }
 
 fn to_header_ops(ops: &HeaderOps) -> Option<pb::HeaderOps> {
@@ -324,7 +340,8 @@ fn from_action(action: Option<pb::http_route::Action>) -> Result<RouteAction, Wi
     };
     match action {
         Some(Action::Forward(forward)) => {
-            let destinations = forward.destinations.into_iter().map(from_destination).collect::<Result<_, _>>()?;
+            let destinations =
+                forward.destinations.into_iter().map(from_destination).collect::<Result<_, _>>()?;
             Ok(RouteAction::Forward(destinations))
         }
         Some(Action::Redirect(r)) => Ok(RouteAction::Redirect(Redirect {
@@ -365,7 +382,9 @@ fn from_rewrite(r: pb::Rewrite) -> Result<Rewrite, WireError> {
     let uri_regex = match (r.uri_regex, r.uri_regex_substitution) {
         (Some(pattern), Some(substitution)) => Some((pattern.into(), substitution.into())),
         (None, None) => None,
-        _ => return Err(WireError::new("http.rewrite.uri_regex", "pattern and substitution belong together")),
+        _ => {
+            return Err(WireError::new("http.rewrite.uri_regex", "pattern and substitution belong together"));
+        }
     };
     Ok(Rewrite { uri: r.uri.map(Into::into), uri_regex, authority: r.authority.map(Into::into) })
 }
@@ -407,7 +426,11 @@ pub fn retry_condition_name(condition: RetryCondition) -> String {
     if let RetryCondition::Status(status) = condition {
         return status.to_string();
     }
-    RETRY_NAMES.iter().find(|(known, _)| *known == condition).map(|(_, text)| (*text).to_string()).unwrap_or_default()
+    RETRY_NAMES
+        .iter()
+        .find(|(known, _)| *known == condition)
+        .map(|(_, text)| (*text).to_string())
+        .unwrap_or_default()
 }
 
 fn from_retries(r: pb::RetryPolicy) -> Result<RetryPolicy, WireError> {
@@ -440,10 +463,10 @@ fn from_fault(f: pb::Fault) -> Result<Fault, WireError> {
     let delay = optional_duration("http.fault.delay", f.delay)?.map(|delay| (delay, f.delay_ppm));
     let abort = match f.abort {
         Some(pb::fault::Abort::AbortHttpStatus(status)) => {
-            let status = u16::try_from(status)
-                .ok()
-                .filter(|code| (200..600).contains(code))
-                .ok_or_else(|| WireError::new("http.fault.abort_http_status", format!("{status} is no HTTP status")))?;
+            let status =
+                u16::try_from(status).ok().filter(|code| (200..600).contains(code)).ok_or_else(|| {
+                    WireError::new("http.fault.abort_http_status", format!("{status} is no HTTP status"))
+                })?;
             Some((AbortStatus::Http(status), f.abort_ppm))
         }
         Some(pb::fault::Abort::AbortGrpcStatus(status)) => Some((AbortStatus::Grpc(status), f.abort_ppm)),
@@ -500,7 +523,10 @@ fn from_tcp_route(r: pb::TcpRoute) -> Result<TcpRoute, WireError> {
 }
 
 fn to_tcp_route(r: &TcpRoute) -> pb::TcpRoute {
-    pb::TcpRoute { port: r.port.map(Into::into), destinations: r.destinations.iter().map(to_destination).collect() }
+    pb::TcpRoute {
+        port: r.port.map(Into::into),
+        destinations: r.destinations.iter().map(to_destination).collect(),
+    }
 }
 
 fn from_target(t: pb::Target) -> Result<L7Target, WireError> {
@@ -508,7 +534,9 @@ fn from_target(t: pb::Target) -> Result<L7Target, WireError> {
         Some(pb::target::Target::Gateway(g)) => {
             Ok(L7Target::Gateway { namespace: g.namespace.into(), name: g.name.into() })
         }
-        Some(pb::target::Target::Service(s)) => Ok(L7Target::Service(service_name("targets.service", s.namespace, s.name)?)),
+        Some(pb::target::Target::Service(s)) => {
+            Ok(L7Target::Service(service_name("targets.service", s.namespace, s.name)?))
+        }
         Some(pb::target::Target::AllWaypoints(())) => Ok(L7Target::AllWaypoints),
         None => Err(WireError::new("targets", "a target has no kind")),
     }
@@ -659,7 +687,8 @@ fn condition_key_name(key: &ConditionKey) -> String {
 }
 
 fn from_condition(c: pb::Condition) -> Result<L7Condition, WireError> {
-    let key = condition_key(&c.key).ok_or_else(|| WireError::new("when.key", format!("{:?} is not supported", c.key)))?;
+    let key = condition_key(&c.key)
+        .ok_or_else(|| WireError::new("when.key", format!("{:?} is not supported", c.key)))?;
     Ok(L7Condition {
         key,
         values: from_strings("when.values", c.values)?,

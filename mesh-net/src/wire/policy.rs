@@ -5,7 +5,8 @@
 
 use ipnet::IpNet;
 use mesh_core::model::{
-    L4Clause, L4Match, L4Rule, Policy, PolicyAction, PolicyName, PolicyScope, ServiceAccountMatch, StringMatch,
+    L4Clause, L4Match, L4Rule, Policy, PolicyAction, PolicyName, PolicyScope, ServiceAccountMatch,
+    StringMatch,
 };
 
 use super::{WireError, ip_from_bytes, ip_to_bytes, port};
@@ -13,7 +14,8 @@ use crate::api::istio::security as pb;
 
 /// Parses a policy. `name` is the xDS resource name, which is the key (not the body's fields).
 pub fn from_authorization(name: &str, a: pb::Authorization) -> Result<Policy, WireError> {
-    let key: PolicyName = name.parse().map_err(|_| WireError::new("name", format!("{name:?} is not <namespace>/<name>")))?;
+    let key: PolicyName =
+        name.parse().map_err(|_| WireError::new("name", format!("{name:?} is not <namespace>/<name>")))?;
     let scope = match pb::Scope::try_from(a.scope) {
         Ok(pb::Scope::Global) => PolicyScope::Global,
         Ok(pb::Scope::Namespace) => PolicyScope::Namespace,
@@ -75,10 +77,9 @@ fn from_cidrs(field: &str, values: Vec<pb::Address>) -> Result<Vec<IpNet>, WireE
         .into_iter()
         .map(|value| {
             let ip = ip_from_bytes(field, &value.address)?;
-            u8::try_from(value.length)
-                .ok()
-                .and_then(|length| IpNet::new(ip, length).ok())
-                .ok_or_else(|| WireError::new(field, format!("prefix length {} is too long for {ip}", value.length)))
+            u8::try_from(value.length).ok().and_then(|length| IpNet::new(ip, length).ok()).ok_or_else(|| {
+                WireError::new(field, format!("prefix length {} is too long for {ip}", value.length))
+            })
         })
         .collect()
 }
@@ -88,7 +89,10 @@ fn from_ports(field: &str, values: Vec<u32>) -> Result<Vec<u16>, WireError> {
 }
 
 fn from_account(account: pb::ServiceAccountMatch) -> ServiceAccountMatch {
-    ServiceAccountMatch { namespace: account.namespace.into(), service_account: account.service_account.into() }
+    ServiceAccountMatch {
+        namespace: account.namespace.into(),
+        service_account: account.service_account.into(),
+    }
 }
 
 /// Wire form of a policy.

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use ipnet::IpNet;
 use mesh_core::model::{
     AppProtocol, ApplicationTunnel, GatewayAddress, GatewayDestination, Health, IpFamilies, LoadBalancing,
-    LoadBalancingMode, Locality, NetworkAddress, PolicyName, PortMapping, Scope, Service, ServiceName, Tunnel, Vip,
-    Workload, WorkloadType, WorkloadUid,
+    LoadBalancingMode, Locality, NetworkAddress, PolicyName, PortMapping, Scope, Service, ServiceName,
+    Tunnel, Vip, Workload, WorkloadType, WorkloadUid,
 };
 
 use super::{WireError, ip_from_bytes, ip_to_bytes, port};
@@ -51,7 +51,9 @@ fn from_workload(w: pb::Workload) -> Result<Workload, WireError> {
     let tunnel = match pb::TunnelProtocol::try_from(w.tunnel_protocol) {
         Ok(pb::TunnelProtocol::None) => Tunnel::None,
         Ok(pb::TunnelProtocol::Hbone) => Tunnel::Hbone,
-        _ => return Err(WireError::new("tunnel_protocol", format!("{} is not supported", w.tunnel_protocol))),
+        _ => {
+            return Err(WireError::new("tunnel_protocol", format!("{} is not supported", w.tunnel_protocol)));
+        }
     };
     let workload_type = match pb::WorkloadType::try_from(w.workload_type) {
         Ok(pb::WorkloadType::Deployment) => WorkloadType::Deployment,
@@ -101,7 +103,11 @@ fn from_workload(w: pb::Workload) -> Result<Workload, WireError> {
 fn from_policy_names(names: Vec<String>) -> Result<Vec<PolicyName>, WireError> {
     names
         .into_iter()
-        .map(|name| name.parse().map_err(|_| WireError::new("authorization_policies", format!("{name:?} is not <namespace>/<name>"))))
+        .map(|name| {
+            name.parse().map_err(|_| {
+                WireError::new("authorization_policies", format!("{name:?} is not <namespace>/<name>"))
+            })
+        })
         .collect()
 }
 
@@ -111,8 +117,9 @@ fn from_services(
     services
         .into_iter()
         .map(|(key, list)| {
-            let name: ServiceName =
-                key.parse().map_err(|_| WireError::new("services", format!("key {key:?} is not <namespace>/<hostname>")))?;
+            let name: ServiceName = key.parse().map_err(|_| {
+                WireError::new("services", format!("key {key:?} is not <namespace>/<hostname>"))
+            })?;
             Ok((name, from_ports("services", list.ports)?))
         })
         .collect()
@@ -150,7 +157,9 @@ fn from_locality(l: pb::Locality) -> Locality {
 fn from_application_tunnel(t: pb::ApplicationTunnel) -> Result<ApplicationTunnel, WireError> {
     let proxy_protocol = match pb::application_tunnel::Protocol::try_from(t.protocol) {
         Ok(protocol) => protocol == pb::application_tunnel::Protocol::Proxy,
-        Err(_) => return Err(WireError::new("application_tunnel.protocol", format!("{} is unknown", t.protocol))),
+        Err(_) => {
+            return Err(WireError::new("application_tunnel.protocol", format!("{} is unknown", t.protocol)));
+        }
     };
     let port = port("application_tunnel.port", t.port)?;
     Ok(ApplicationTunnel { proxy_protocol, port: (port != 0).then_some(port) })
@@ -194,7 +203,9 @@ fn from_service(s: pb::Service) -> Result<Service, WireError> {
             .weighted_waypoints
             .into_iter()
             .map(|w| {
-                let destination = w.destination.ok_or_else(|| WireError::new("weighted_waypoints", "has no destination"))?;
+                let destination = w
+                    .destination
+                    .ok_or_else(|| WireError::new("weighted_waypoints", "has no destination"))?;
                 Ok((from_gateway("weighted_waypoints", destination)?, w.weight))
             })
             .collect::<Result<_, WireError>>()?,
@@ -228,7 +239,10 @@ fn from_load_balancing(lb: pb::LoadBalancing) -> Result<LoadBalancing, WireError
     let allow_unhealthy = match wire::HealthPolicy::try_from(lb.health_policy) {
         Ok(policy) => policy == wire::HealthPolicy::AllowAll,
         Err(_) => {
-            return Err(WireError::new("load_balancing.health_policy", format!("{} is unknown", lb.health_policy)));
+            return Err(WireError::new(
+                "load_balancing.health_policy",
+                format!("{} is unknown", lb.health_policy),
+            ));
         }
     };
     let preference = lb
@@ -292,7 +306,8 @@ pub fn to_workload(w: &Workload) -> pb::Workload {
             zone: w.locality.zone.to_string(),
             subzone: w.locality.subzone.to_string(),
         }),
-        network_mode: if w.host_network { pb::NetworkMode::HostNetwork } else { pb::NetworkMode::Standard } as i32,
+        network_mode: if w.host_network { pb::NetworkMode::HostNetwork } else { pb::NetworkMode::Standard }
+            as i32,
         extensions: Vec::new(),
         capacity: (w.capacity != 1).then_some(w.capacity),
     }
@@ -326,10 +341,12 @@ fn to_ports(ports: &[PortMapping]) -> Vec<pb::Port> {
 
 fn to_gateway(g: &GatewayAddress) -> pb::GatewayAddress {
     let destination = match &g.destination {
-        GatewayDestination::Hostname(name) => pb::gateway_address::Destination::Hostname(pb::NamespacedHostname {
-            namespace: name.namespace.to_string(),
-            hostname: name.hostname.to_string(),
-        }),
+        GatewayDestination::Hostname(name) => {
+            pb::gateway_address::Destination::Hostname(pb::NamespacedHostname {
+                namespace: name.namespace.to_string(),
+                hostname: name.hostname.to_string(),
+            })
+        }
         GatewayDestination::Address(a) => pb::gateway_address::Destination::Address(pb::NetworkAddress {
             network: a.network.to_string(),
             address: ip_to_bytes(a.address),
@@ -349,7 +366,8 @@ pub fn to_service(s: &Service) -> pb::Service {
         ports: to_ports(&s.ports),
         subject_alt_names: s.subject_alt_names.iter().map(ToString::to_string).collect(),
         waypoint: s.waypoint.as_ref().map(to_gateway),
-        load_balancing: (s.load_balancing != LoadBalancing::default()).then(|| to_load_balancing(&s.load_balancing)),
+        load_balancing: (s.load_balancing != LoadBalancing::default())
+            .then(|| to_load_balancing(&s.load_balancing)),
         ip_families: match s.ip_families {
             IpFamilies::Automatic => pb::IpFamilies::Automatic,
             IpFamilies::V4 => pb::IpFamilies::Ipv4Only,
@@ -364,8 +382,11 @@ pub fn to_service(s: &Service) -> pb::Service {
             .iter()
             .map(|(g, weight)| pb::WeightedWaypoint { destination: Some(to_gateway(g)), weight: *weight })
             .collect(),
-        visibility: if s.namespace_only { pb::service::Visibility::Namespace } else { pb::service::Visibility::Public }
-            as i32,
+        visibility: if s.namespace_only {
+            pb::service::Visibility::Namespace
+        } else {
+            pb::service::Visibility::Public
+        } as i32,
     }
 }
 
@@ -399,7 +420,10 @@ fn to_load_balancing(lb: &LoadBalancing) -> pb::LoadBalancing {
             LoadBalancingMode::Failover => wire::Mode::Failover,
             LoadBalancingMode::Passthrough => wire::Mode::Passthrough,
         } as i32,
-        health_policy: if lb.allow_unhealthy { wire::HealthPolicy::AllowAll } else { wire::HealthPolicy::OnlyHealthy }
-            as i32,
+        health_policy: if lb.allow_unhealthy {
+            wire::HealthPolicy::AllowAll
+        } else {
+            wire::HealthPolicy::OnlyHealthy
+        } as i32,
     }
 }
