@@ -1,0 +1,63 @@
+//! Packets on the underlay: what an eavesdropper between the nodes sees.
+
+use std::{fs, path::PathBuf, process::Command, time::Duration};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    process::{Place, Process},
+    wait,
+};
+
+/// A running capture of every packet of one interface.
+pub struct Capture {
+    process: Process,
+    file: PathBuf,
+}
+
+impl Capture {
+    /// Starts to capture; returns once tcpdump listens.
+    pub fn start(place: &Place, interface: &str, file: PathBuf) -> Result<Self> {
+        let log = file.with_extension("log");
+        let mut command = place.command("tcpdump")?;
+        command.args(["-i", interface, "-s", "0", "-U", "-Z", "root", "-w"]).arg(&file).arg("tcp");
+        let process = Process::spawn(&mut command, &log)?;
+        wait::until(Duration::from_secs(10), "tcpdump to listen", || {
+            process.log().contains("listening on").then_some(())
+        })?;
+        Ok(Self { process, file })
+    }
+
+    /// Stops and returns what was seen.
+    pub fn stop(mut self) -> Result<Seen> {
+        self.process.terminate(Duration::from_secs(5));
+        let raw = fs::read(&self.file).context("cannot read the capture")?;
+        let mut tcpdump = Command::new("tcpdump");
+        let text = crate::shell::output(tcpdump.args(["-n", "-q", "-r"]).arg(&self.file))?;
+        Ok(Seen { raw, text })
+    }
+}
+
+/// A finished capture.
+pub struct Seen {
+    raw: Vec<u8>,
+    text: String,
+}
+
+impl Seen {
+    /// Whether a text is anywhere in the packets' bytes.
+    pub fn contains(&self, text: &str) -> bool {
+        self.raw.windows(text.len()).any(|window| window == text.as_bytes())
+    }
+
+    /// Number of packets.
+    pub fn packets(&self) -> usize {
+        self.text.lines().count()
+    }
+
+    /// Number of packets from or to a TCP port.
+    pub fn packets_of_port(&self, port: u16) -> usize {
+        let (from, to) = (format!(".{port} >"), format!(".{port}:"));
+        self.text.lines().filter(|line| line.contains(&from) || line.contains(&to)).count()
+    }
+}

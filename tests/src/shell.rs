@@ -1,0 +1,31 @@
+//! Running host programs. The harness may do that; the product never does.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+/// Runs a program and returns its standard output; fails with its standard error.
+pub fn output(command: &mut Command) -> Result<String> {
+    let out = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
+    if !out.status.success() {
+        bail!("{command:?} ended with {}: {}", out.status, String::from_utf8_lossy(&out.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+/// `ip` with the words of `args`.
+pub fn ip(args: &str) -> Result<String> {
+    output(Command::new("ip").args(args.split_whitespace()))
+}
+
+/// `ip` inside a namespace.
+pub fn ip_in(netns: &str, args: &str) -> Result<String> {
+    ip(&format!("-n {netns} {args}"))
+}
+
+/// Writes a sysctl of a namespace; `name` uses slashes.
+pub fn sysctl(netns: &str, name: &str, value: &str) -> Result<()> {
+    let script = format!("echo {value} > /proc/sys/{name}");
+    output(Command::new("nsenter").arg(format!("--net=/run/netns/{netns}")).args(["sh", "-c", &script]))
+        .map(drop)
+}
