@@ -1,1 +1,399 @@
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    entropy::{Entropy, SplitMix64},
+    model::{
+        PolicyAction, PolicyName, ServiceName, StringMatch,
+        l7::{
+            AbortStatus, ConditionKey, Fault, HeaderOps, HttpMatch, HttpRoute, L7Condition, L7Operation,
+            L7Policy, L7Rule, L7Source, L7Target, Redirect, RetryCondition, RetryPolicy, Rewrite,
+            RouteAction, RouteMatch, ServiceRoutes, TrafficPolicy, WeightedDestination,
+        },
+    },
+    outcome::Reason,
+};
+
+fn destination(subset: &str, weight: u32) -> WeightedDestination {
+    WeightedDestination {
+        service: ServiceName::new("default", "web"),
+        subset: Some(subset.into()),
+        port: None,
+        weight,
+        request_headers: HeaderOps::default(),
+        response_headers: HeaderOps::default(),
+    }
+}
+
+fn http_route(name: &str, matches: Vec<HttpMatch>) -> HttpRoute {
+    HttpRoute {
+        name: name.into(),
+        matches,
+        action: RouteAction::Forward(vec![destination("v1", 1)]),
+        rewrite: None,
+        request_headers: HeaderOps::default(),
+        response_headers: HeaderOps::default(),
+        timeout: None,
+        retries: RetryPolicy::default(),
+        fault: Fault::default(),
+    }
+}
+
+fn compiled(http: Vec<HttpRoute>) -> Result<CompiledRoutes, PatternError> {
+    CompiledRoutes::compile(Arc::new(ServiceRoutes {
+        service: ServiceName::new("default", "web"),
+        protocols: BTreeMap::new(),
+        origin: "VirtualService default/web".into(),
+        http,
+        tcp: Vec::new(),
+        traffic_policy: TrafficPolicy::default(),
+        subsets: Vec::new(),
+    }))
+}
+
+fn facts<'a>(path: &'a str, headers: &'a dyn HeaderView) -> RequestFacts<'a> {
+    RequestFacts {
+        client: Client {
+            ip: "10.0.0.9".parse().unwrap(),
+            principal: Some("cluster.local/ns/default/sa/client"),
+            namespace: Some("default"),
+            service_account: Some("client"),
+            labels: None,
+        },
+        method: "GET",
+        scheme: "http",
+        authority: "Web:8000",
+        path,
+        query: "a=1&b&c=x%20y",
+        headers,
+        destination_ip: Some("10.96.0.1".parse().unwrap()),
+        port: 8000,
+    }
+}
+
+fn matches_with(m: HttpMatch, facts: &RequestFacts<'_>) -> bool {
+    let routes = compiled(vec![http_route("r", vec![m])]).unwrap();
+    matches!(route(&routes, facts, &mut SplitMix64::new(1)), RouteDecision::Forward(..))
+}
+
+#[test]
+fn every_match_field_holds_and_fails_where_it_should() {
+    let headers = BTreeMap::from([("x-user".to_owned(), "jason".to_owned())]);
+    let facts = facts("/Api/v1", &headers);
+    let exact = |t: &str| Some(RouteMatch::Exact(t.into()));
+    let any = HttpMatch::default;
+    let header = |name: &str, m| vec![(Arc::from(name), m)];
+    let cases = [
+        (HttpMatch { uri: exact("/Api/v1"), ..any() }, true),
+        (HttpMatch { uri: exact("/api/v1"), ..any() }, false),
+        (HttpMatch { uri: exact("/api/v1"), ignore_uri_case: true, ..any() }, true),
+        (HttpMatch { uri: Some(RouteMatch::Prefix("/api".into())), ignore_uri_case: true, ..any() }, true),
+        (HttpMatch { uri: Some(RouteMatch::Regex("/Api/v[0-9]".into())), ..any() }, true),
+        (HttpMatch { uri: Some(RouteMatch::Regex("/Api".into())), ..any() }, false),
+        (HttpMatch { method: exact("GET"), ..any() }, true),
+        (HttpMatch { method: exact("get"), ..any() }, false),
+        (HttpMatch { authority: exact("web:8000"), ..any() }, true),
+        (HttpMatch { port: Some(80), ..any() }, false),
+        (HttpMatch { headers: header("x-user", RouteMatch::Exact("jason".into())), ..any() }, true),
+        (HttpMatch { headers: header("x-user", RouteMatch::Regex("*".into())), ..any() }, true),
+        (HttpMatch { headers: header("x-none", RouteMatch::Presence), ..any() }, false),
+        (HttpMatch { without_headers: header("x-user", RouteMatch::Presence), ..any() }, false),
+        (HttpMatch { without_headers: header("x-none", RouteMatch::Exact("1".into())), ..any() }, true),
+        (HttpMatch { query: header("a", RouteMatch::Exact("1".into())), ..any() }, true),
+        (HttpMatch { query: header("b", RouteMatch::Presence), ..any() }, true),
+        (HttpMatch { query: header("d", RouteMatch::Presence), ..any() }, false),
+        (HttpMatch { source_namespace: Some("default".into()), ..any() }, true),
+        (HttpMatch { source_labels: BTreeMap::from([("app".into(), "x".into())]), ..any() }, false),
+    ];
+    for (m, expected) in cases {
+        assert_eq!(matches_with(m.clone(), &facts), expected, "{m:?}");
+    }
+}
+
+#[test]
+fn a_bad_expression_is_named_with_object_route_and_field() {
+    let bad = HttpMatch { uri: Some(RouteMatch::Regex("a)(b".into())), ..HttpMatch::default() };
+    let error = compiled(vec![http_route("first", vec![bad])]).unwrap_err();
+    assert_eq!(
+        (error.object.as_str(), error.route.as_str(), error.field),
+        ("VirtualService default/web", "first", "match.uri")
+    );
+    let huge = HttpMatch { uri: Some(RouteMatch::Regex("(a{1000}){1000}".into())), ..HttpMatch::default() };
+    assert!(compiled(vec![http_route("huge", vec![huge])]).is_err());
+}
+
+#[test]
+fn rewrites_follow_what_matched() {
+    let cases = [
+        (Some(RouteMatch::Prefix("/api".into())), "/v2", "/v2/x"),
+        (Some(RouteMatch::Prefix("/api/".into())), "/", "/x"),
+        (Some(RouteMatch::Exact("/api/x".into())), "/only", "/only"),
+        (None, "/base/", "/base/api/x"),
+    ];
+    for (uri, to, expected) in cases {
+        let mut r = http_route("r", vec![HttpMatch { uri, ..HttpMatch::default() }]);
+        r.rewrite = Some(Rewrite { uri: Some(to.into()), uri_regex: None, authority: None });
+        let routes = compiled(vec![r]).unwrap();
+        let facts = facts("/api/x", &NoHeaders);
+        let RouteDecision::Forward(c, _, matched) = route(&routes, &facts, &mut SplitMix64::new(1)) else {
+            panic!()
+        };
+        assert_eq!(rewrite(c, matched, &facts).path.unwrap(), expected);
+    }
+    let mut r = http_route("r", vec![]);
+    r.rewrite = Some(Rewrite {
+        uri: None,
+        uri_regex: Some(("^/(\\w+)/(\\w+)".into(), "/\\2/\\1$".into())),
+        authority: None,
+    });
+    let routes = compiled(vec![r]).unwrap();
+    let facts = facts("/api/x", &NoHeaders);
+    assert_eq!(rewrite(&routes.http()[0], Matched::Nothing, &facts).path.unwrap(), "/x/api$");
+}
+
+#[test]
+fn redirects_keep_what_they_do_not_name() {
+    let none = Redirect { code: 301, uri: None, authority: None, scheme: None, port: None };
+    let facts = facts("/p", &NoHeaders);
+    let cases = [
+        (none.clone(), "http://Web:8000/p?a=1&b&c=x%20y"),
+        (Redirect { scheme: Some("https".into()), ..none.clone() }, "https://Web/p?a=1&b&c=x%20y"),
+        (
+            Redirect { authority: Some("new".into()), uri: Some("/q?z".into()), ..none.clone() },
+            "http://new/q?z",
+        ),
+        (Redirect { port: Some(80), ..none.clone() }, "http://Web/p?a=1&b&c=x%20y"),
+        (Redirect { port: Some(81), ..none }, "http://Web:81/p?a=1&b&c=x%20y"),
+    ];
+    for (redirect, expected) in cases {
+        assert_eq!(location(&redirect, &facts), expected);
+    }
+}
+
+#[test]
+fn zero_weights_get_nothing_and_a_single_destination_everything() {
+    let mut entropy = SplitMix64::new(7);
+    let list = [destination("v1", 0), destination("v2", 5)];
+    for _ in 0..100 {
+        assert_eq!(choose(&list, &mut entropy).unwrap().subset.as_deref(), Some("v2"));
+    }
+    assert!(choose(&list[..1], &mut entropy).is_some());
+    assert!(choose(&[destination("a", 0), destination("b", 0)], &mut entropy).is_none());
+}
+
+#[test]
+fn retries_follow_conditions_attempts_and_the_deadline() {
+    let now = Instant::now();
+    let mut entropy = SplitMix64::new(1);
+    let default = RetryPolicy::default();
+    let mut retry = Retry::new(&default);
+    assert!(matches!(retry.after(Failure::Connect, true, now, None, &mut entropy), RetryStep::WaitUntil(_)));
+    assert!(matches!(retry.after(Failure::Grpc(14), true, now, None, &mut entropy), RetryStep::WaitUntil(_)));
+    assert_eq!(retry.attempt(), 3);
+    assert_eq!(
+        retry.after(Failure::Connect, true, now, None, &mut entropy),
+        RetryStep::GiveUp { exhausted: true }
+    );
+    let give_up = RetryStep::GiveUp { exhausted: false };
+    assert_eq!(Retry::new(&default).after(Failure::Status(503), true, now, None, &mut entropy), give_up);
+    assert_eq!(Retry::new(&default).after(Failure::Connect, false, now, None, &mut entropy), give_up);
+    assert_eq!(Retry::new(&default).after(Failure::Connect, true, now, Some(now), &mut entropy), give_up);
+    let off = RetryPolicy { attempts: 0, ..RetryPolicy::default() };
+    assert_eq!(Retry::new(&off).after(Failure::Connect, true, now, None, &mut entropy), give_up);
+}
+
+#[test]
+fn retry_conditions_cover_what_envoy_says_they_cover() {
+    use RetryCondition as C;
+    let cases = [
+        (C::Status5xx, Failure::Status(500), true),
+        (C::Status5xx, Failure::Reset { sent: true }, true),
+        (C::Status5xx, Failure::Status(404), false),
+        (C::GatewayError, Failure::Status(500), false),
+        (C::GatewayError, Failure::Status(504), true),
+        (C::ResetBeforeRequest, Failure::Reset { sent: true }, false),
+        (C::ResetBeforeRequest, Failure::Reset { sent: false }, true),
+        (C::ConnectFailure, Failure::Reset { sent: false }, false),
+        (C::Retriable4xx, Failure::Status(409), true),
+        (C::Status(418), Failure::Status(418), true),
+        (C::RefusedStream, Failure::RefusedStream, true),
+        (C::GrpcCancelled, Failure::Grpc(1), true),
+        (C::GrpcInternal, Failure::Grpc(14), false),
+    ];
+    for (condition, failure, expected) in cases {
+        let policy = RetryPolicy { retry_on: vec![condition], ..RetryPolicy::default() };
+        let step = Retry::new(&policy).after(failure, true, Instant::now(), None, &mut SplitMix64::new(1));
+        assert_eq!(matches!(step, RetryStep::WaitUntil(_)), expected, "{condition:?} {failure:?}");
+    }
+}
+
+#[test]
+fn faults_hit_their_share() {
+    let rule =
+        Fault { delay: Some((Duration::from_secs(1), 100_000)), abort: Some((AbortStatus::Http(500), 0)) };
+    let mut entropy = SplitMix64::new(3);
+    let delayed = (0..10_000).filter(|_| fault(&rule, &mut entropy).delay.is_some()).count();
+    assert!((850..1150).contains(&delayed), "{delayed}");
+    assert!((0..1000).all(|_| fault(&rule, &mut entropy).abort.is_none()));
+}
+
+fn policy(name: &str, action: PolicyAction, rules: Vec<L7Rule>) -> L7Policy {
+    let targets = vec![L7Target::AllWaypoints];
+    L7Policy { key: PolicyName::new("default", name), targets, action, rules, dry_run: false }
+}
+
+fn reason_of(policies: &[L7Policy], facts: &RequestFacts<'_>) -> Option<Reason> {
+    authorise(policies.iter(), facts).err().map(|refusal| refusal.reason)
+}
+
+fn rule_of(operation: L7Operation) -> L7Rule {
+    L7Rule { to: vec![operation], ..L7Rule::default() }
+}
+
+#[test]
+fn deny_wins_over_allow_and_an_allow_that_does_not_match_denies() {
+    let facts = facts("/x", &NoHeaders);
+    let everything = || vec![L7Rule::default()];
+    let allow = policy("allow", PolicyAction::Allow, everything());
+    let deny = policy("deny", PolicyAction::Deny, everything());
+    assert_eq!(reason_of(&[], &facts), None);
+    assert_eq!(reason_of(std::slice::from_ref(&allow), &facts), None);
+    assert_eq!(reason_of(&[allow.clone(), deny.clone()], &facts), Some(Reason::PolicyDenied));
+    let nothing = policy("nothing", PolicyAction::Allow, vec![]);
+    assert_eq!(reason_of(std::slice::from_ref(&nothing), &facts), Some(Reason::NoAllowMatched));
+    assert_eq!(reason_of(&[nothing, allow], &facts), None);
+    let dry = L7Policy { dry_run: true, ..deny };
+    let verdict = authorise([&dry].into_iter(), &facts).unwrap();
+    assert_eq!(verdict.would_deny, Some(dry.key.clone()));
+    let refusal =
+        authorise([&policy("named", PolicyAction::Deny, everything())].into_iter(), &facts).unwrap_err();
+    assert!(refusal.detail.contains("default/named"));
+}
+
+#[test]
+fn operations_sources_and_conditions_match_as_istio_documents() {
+    let headers = BTreeMap::from([("x-token".to_owned(), "admin-1".to_owned())]);
+    let facts = facts("/api/users/7", &headers);
+    let text = |t: &str| vec![StringMatch::from_istio(t)];
+    let op = L7Operation::default;
+    let source = L7Source::default;
+    let when = |key, values, not_values| L7Rule {
+        when: vec![L7Condition { key, values, not_values }],
+        ..L7Rule::default()
+    };
+    let header = || ConditionKey::Header("x-token".into());
+    let from = |s| L7Rule { from: vec![s], ..L7Rule::default() };
+    let cases = [
+        (rule_of(L7Operation { paths: text("/api/*"), ..op() }), true),
+        (rule_of(L7Operation { paths: text("/api/users/{*}"), ..op() }), true),
+        (rule_of(L7Operation { paths: text("/{**}"), ..op() }), true),
+        (rule_of(L7Operation { paths: text("/api/{*}"), ..op() }), false),
+        (rule_of(L7Operation { paths: text("/api/*"), not_paths: text("*/7"), ..op() }), false),
+        (rule_of(L7Operation { hosts: text("WEB"), ..op() }), true),
+        (rule_of(L7Operation { hosts: text("web:8000"), ..op() }), true),
+        (rule_of(L7Operation { hosts: text("web:80"), ..op() }), false),
+        (rule_of(L7Operation { methods: text("GET"), ports: vec![8000], ..op() }), true),
+        (rule_of(L7Operation { methods: text("GET"), ports: vec![80], ..op() }), false),
+        (from(L7Source { principals: text("*/sa/client"), ..source() }), true),
+        (from(L7Source { namespaces: text("other"), ..source() }), false),
+        (from(L7Source { ip_blocks: vec!["10.0.0.0/8".parse().unwrap()], ..source() }), true),
+        (from(L7Source { not_ip_blocks: vec!["10.0.0.0/8".parse().unwrap()], ..source() }), false),
+        (when(header(), text("admin-*"), vec![]), true),
+        (when(header(), vec![], text("admin-*")), false),
+        (when(ConditionKey::Header("x-none".into()), text("*"), vec![]), false),
+        (when(ConditionKey::SourceIp, text("10.0.0.0/24"), vec![]), true),
+        (when(ConditionKey::DestinationIp, text("10.96.0.1"), vec![]), true),
+        (when(ConditionKey::DestinationPort, text("8000"), vec![]), true),
+        (when(ConditionKey::SourceNamespace, text("default"), vec![]), true),
+    ];
+    for (rule, expected) in cases {
+        let denied = reason_of(&[policy("p", PolicyAction::Deny, vec![rule.clone()])], &facts).is_some();
+        assert_eq!(denied, expected, "{rule:?}");
+    }
+}
+
+#[test]
+fn an_empty_block_fails_closed_both_ways() {
+    let facts = facts("/", &NoHeaders);
+    let rule = rule_of(L7Operation::default());
+    assert!(reason_of(&[policy("d", PolicyAction::Deny, vec![rule.clone()])], &facts).is_some());
+    assert!(reason_of(&[policy("a", PolicyAction::Allow, vec![rule])], &facts).is_some());
+}
+
+#[test]
+fn policies_reach_their_targets_only() {
+    let service = ServiceName::new("default", "web");
+    let at = Applies { namespace: "default", name: "waypoint", service: Some(&service) };
+    let with = |target| L7Policy { targets: vec![target], ..policy("p", PolicyAction::Deny, vec![]) };
+    let gateway = |name: &str| L7Target::Gateway { namespace: "default".into(), name: name.into() };
+    assert!(applies(&with(L7Target::AllWaypoints), at));
+    assert!(applies(&with(gateway("waypoint")), at));
+    assert!(!applies(&with(gateway("other")), at));
+    assert!(applies(&with(L7Target::Service(service.clone())), at));
+    assert!(!applies(&with(L7Target::Service(ServiceName::new("x", "web"))), at));
+    assert!(!applies(&with(L7Target::Service(service.clone())), Applies { service: None, ..at }));
+}
+
+#[test]
+fn normalisation_resolves_dots_and_decodes_unreserved_characters() {
+    for (path, expected) in [
+        ("/a/b", Some("/a/b")),
+        ("/a/../b", Some("/b")),
+        ("/a/./b/.", Some("/a/b/")),
+        ("/a/..", Some("/")),
+        ("/..", None),
+        ("relative", None),
+        ("/%61%2e%2E/x", Some("/a../x")),
+        ("/a/%2e%2e/b", Some("/b")),
+        ("/a%2Fb", Some("/a%2Fb")),
+        ("/a\\..\\b", Some("/b")),
+        ("/%zz%4", Some("/%zz%4")),
+        ("*", Some("*")),
+    ] {
+        assert_eq!(normalise(path).as_deref(), expected, "{path}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn normalising_twice_changes_nothing_more_when_no_escapes_are_left(path in "/[a-z./]{0,24}") {
+        if let Some(once) = normalise(&path) {
+            let twice = normalise(&once).map(|t| t.into_owned());
+            prop_assert_eq!(twice.as_deref(), Some(&*once));
+            prop_assert!(!once.split('/').any(|s| s == ".." || s == "."));
+        }
+    }
+
+    #[test]
+    fn normalise_never_panics(path in "\\PC{0,40}") {
+        let _ = normalise(&path);
+    }
+
+    #[test]
+    fn adding_a_deny_never_admits_more(path in "/[ab]{0,3}", deny in "/[ab]{0,3}", allow in "/[ab]{0,3}") {
+        let facts = facts(&path, &NoHeaders);
+        let on = |text: &str| vec![rule_of(L7Operation { paths: vec![StringMatch::Prefix(text.into())], ..L7Operation::default() })];
+        let allow = policy("allow", PolicyAction::Allow, on(&allow));
+        let deny = policy("deny", PolicyAction::Deny, on(&deny));
+        let without = reason_of(std::slice::from_ref(&allow), &facts).is_none();
+        let with = reason_of(&[allow, deny], &facts).is_none();
+        prop_assert!(!with || without);
+    }
+
+    #[test]
+    fn a_drawn_destination_always_has_weight(weights in proptest::collection::vec(0_u32..5, 2..6), seed: u64) {
+        let list: Vec<_> = weights.iter().map(|w| destination("v", *w)).collect();
+        let mut entropy = SplitMix64::new(seed);
+        entropy.next_u64();
+        match choose(&list, &mut entropy) {
+            Some(chosen) => prop_assert!(chosen.weight > 0),
+            None => prop_assert_eq!(weights.iter().sum::<u32>(), 0),
+        }
+    }
+}
