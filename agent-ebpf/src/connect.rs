@@ -84,12 +84,18 @@ fn decide(addr: *mut bpf_sock_addr, pod: &PodEntry, dst: IpKey, port: BePort) ->
     let in_mesh = MESH.get(&Key::new(128, dst)).is_some();
     match connect(pod, dst, own, config.ranges_complete == 1, in_mesh) {
         Verdict::Leave => {
+            // A socket may connect again after a failure: what it asked for first counts no longer.
+            // The agent's port is what a program of an older object rewrote to a moment ago.
+            if port.host() != CAPTURE_PORT {
+                let _ = ORIG.remove(&cookie);
+            }
             if own {
                 watch(cookie, LEG_AGENT);
             }
             Ok(None)
         }
         Verdict::Bypass => {
+            let _ = ORIG.remove(&cookie);
             count::add(COUNT_BYPASS);
             watch(cookie, LEG_BYPASS);
             Ok(None)

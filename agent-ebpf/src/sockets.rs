@@ -1,6 +1,7 @@
 //! The life of a socket: original destinations for the agent, probes of the node, statistics, clean-up.
 
 use agent_common::{
+    OUTBOUND_PORT,
     addr::{BePort, IpKey},
     event::{COUNT_EVENT_LOST, COUNT_FLOW_DST_FULL, COUNT_PROBES_FULL, FlowEvent, LEG_ACCEPTED},
     maps::{FlowKey, ProbeKey, SockState},
@@ -140,12 +141,22 @@ fn closed(ctx: &SockOpsContext) {
         unsafe { (bpf_get_netns_cookie(ctx.ops.cast()), bpf_get_socket_cookie(ctx.ops.cast())) };
     let own = tuple(ctx);
     let _ = PROBES.remove(&probe_key(&own));
-    let _ = FLOW_DST.remove(&FlowKey { netns, addr: own.local, port: u32::from(own.local_port), pad: 0 });
+    // The subflow of an MPTCP socket is never released by the application: this is its only end.
+    // A socket that was not captured may share its port with one that was, and must not forget that one's.
+    if ORIG.remove(&cookie).is_ok() || is_captured(&own) {
+        let _ = FLOW_DST.remove(&FlowKey { netns, addr: own.local, port: u32::from(own.local_port), pad: 0 });
+    }
     // SAFETY: as above.
     if let Some(state) = unsafe { SOCKS.get(&cookie).copied() } {
         report(ctx, netns, &own, state);
         let _ = SOCKS.remove(&cookie);
     }
+}
+
+/// Whether the connection was rewritten: it goes from the pod to itself, to the agent's port.
+#[inline(always)]
+fn is_captured(t: &Tuple) -> bool {
+    t.remote_port == OUTBOUND_PORT && t.local == t.remote
 }
 
 #[inline(always)]

@@ -1,5 +1,5 @@
 //! Generated protocol types; `cargo xtask codegen` writes the files below `api/` from `mesh-net/proto`.
-#![allow(missing_docs, clippy::all, reason = "generated code")]
+#![allow(missing_docs, clippy::all, clippy::allow_attributes_without_reason, reason = "generated code")]
 
 /// `google.rpc`.
 pub mod google {

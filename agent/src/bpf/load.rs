@@ -118,22 +118,23 @@ impl Bpf {
         Ok(())
     }
 
-    /// Attaches inbound capture in a pod's namespace; adopts the link of an earlier process.
+    /// Attaches inbound capture in a pod's namespace; adopts the link of an earlier process. The link
+    /// of another object stays until the new one is attached, so that the pod is never open (S-4).
     ///
     /// # Errors
     /// The kernel refuses the program or the link cannot be pinned.
     pub fn attach_pod(&self, cookie: u64, netns: &File) -> Result<(), BpfError> {
         let name = pod_link(cookie);
-        if self.is_pinned(&name) {
-            return Ok(());
+        if !self.is_pinned(&name) {
+            let mut object = self.object(cookie, &HashMap::new())?;
+            let program: &mut SkLookup = program(&mut object, INBOUND)?;
+            let failed = |source| BpfError::Program { program: INBOUND, source };
+            program.load().map_err(failed)?;
+            let id = program.attach(netns.as_fd()).map_err(failed)?;
+            let link = program.take_link(id).map_err(failed)?;
+            self.pin(INBOUND, &name, link.into())?;
         }
-        let mut object = self.object(cookie, &HashMap::new())?;
-        let program: &mut SkLookup = program(&mut object, INBOUND)?;
-        let failed = |source| BpfError::Program { program: INBOUND, source };
-        program.load().map_err(failed)?;
-        let id = program.attach(netns.as_fd()).map_err(failed)?;
-        let link = program.take_link(id).map_err(failed)?;
-        self.pin(INBOUND, &name, link.into())
+        self.other_link_dirs()?.iter().try_for_each(|dir| remove_pin(&dir.join(&name)))
     }
 
     /// Ends inbound capture of a pod. Flows that are open are not touched.
@@ -141,11 +142,9 @@ impl Bpf {
     /// # Errors
     /// The pin cannot be removed.
     pub fn detach_pod(&self, cookie: u64) -> Result<(), BpfError> {
-        let path = self.link_dir().join(pod_link(cookie));
-        match fs::remove_file(&path) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(BpfError::Pins { path, source }),
-            _ => Ok(()),
-        }
+        let name = pod_link(cookie);
+        remove_pin(&self.link_dir().join(&name))?;
+        self.other_link_dirs()?.iter().try_for_each(|dir| remove_pin(&dir.join(&name)))
     }
 
     /// Takes every program of this node out of the kernel and forgets its tables (uninstall).
@@ -165,17 +164,45 @@ impl Bpf {
         link.pin(&path).map(drop).map_err(|source| BpfError::Pin { program, path, source })
     }
 
-    /// Links of another object: the new ones are attached already, so capture has no gap.
+    /// The node's links of another object: the new ones are attached already, so capture has no gap.
+    /// Links of pods stay until [`Bpf::attach_pod`] replaces each or [`Bpf::detach_pod`] removes it.
     fn remove_other_links(&self) -> Result<(), BpfError> {
-        let dir = self.pins.join("links");
-        let failed = |source| BpfError::Pins { path: dir.clone(), source };
-        for entry in fs::read_dir(&dir).map_err(failed)? {
-            let path = entry.map_err(failed)?.path();
-            if path != self.link_dir() {
-                fs::remove_dir_all(&path).map_err(failed)?;
+        for dir in self.other_link_dirs()? {
+            for name in CONNECT.into_iter().chain([SOCKETS, RELEASE]) {
+                remove_pin(&dir.join(name))?;
             }
+            // A folder that still holds links of pods is not empty, and stays.
+            fs::remove_dir(&dir).ok();
         }
         Ok(())
+    }
+
+    /// Folders with links of other objects.
+    fn other_link_dirs(&self) -> Result<Vec<PathBuf>, BpfError> {
+        let path = self.pins.join("links");
+        let read = || -> io::Result<Vec<PathBuf>> {
+            fs::read_dir(&path)?.map(|entry| entry.map(|entry| entry.path())).collect()
+        };
+        let mut dirs = read().map_err(|source| BpfError::Pins { path: path.clone(), source })?;
+        dirs.retain(|dir| *dir != self.link_dir());
+        Ok(dirs)
+    }
+
+    /// Pins of the links of this object: what runs now.
+    pub(super) fn pinned_links(&self) -> Result<Vec<PathBuf>, BpfError> {
+        let path = self.link_dir();
+        fs::read_dir(&path)
+            .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect())
+            .map_err(|source| BpfError::Pins { path, source })
+    }
+}
+
+fn remove_pin(path: &Path) -> Result<(), BpfError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(BpfError::Pins { path: path.to_path_buf(), source })
+        }
+        _ => Ok(()),
     }
 }
 
