@@ -6,6 +6,7 @@
 
 mod authz;
 mod endpoint;
+mod explain;
 mod fault;
 mod flags;
 mod pattern;
@@ -24,6 +25,7 @@ use crate::model::l7::WorkloadLabels;
 pub use self::{
     authz::{Applies, Verdict, applies, authorise},
     endpoint::{Picker, SubsetError, endpoints},
+    explain::explain_routes,
     fault::{FaultDecision, fault},
     flags::ResponseFlag,
     pattern::PatternError,

@@ -360,6 +360,28 @@ fn normalisation_resolves_dots_and_decodes_unreserved_characters() {
     }
 }
 
+#[test]
+fn explain_names_route_shares_and_policies() {
+    let mut r = http_route("canary", vec![]);
+    r.action = RouteAction::Forward(vec![destination("v1", 90), destination("v2", 10)]);
+    let key = ServiceName::new("default", "web");
+    let routes = compiled(vec![r]).unwrap().source;
+    let deny = L7Policy {
+        targets: vec![L7Target::Service(key.clone())],
+        ..policy("deny", PolicyAction::Deny, vec![])
+    };
+    let snapshot = crate::snapshot::Snapshot::of([
+        crate::delta::Change::Routes(routes),
+        crate::delta::Change::L7Policy(Arc::new(deny)),
+    ]);
+    let service = crate::model::Service::new(key, "web");
+    let told: Vec<String> = explain_routes(&snapshot, &service, 80).iter().map(ToString::to_string).collect();
+    assert!(told[0].contains(
+        "VirtualService default/web route canary: every request: 90 % to web subset v1, 10 % to web subset v2"
+    ));
+    assert!(told[1].contains("AuthorizationPolicy default/deny"), "{told:?}");
+}
+
 proptest! {
     #[test]
     fn normalising_twice_changes_nothing_more_when_no_escapes_are_left(path in "/[a-z./]{0,24}") {
