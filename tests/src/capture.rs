@@ -20,7 +20,10 @@ impl Capture {
     pub fn start(place: &Place, interface: &str, file: PathBuf) -> Result<Self> {
         let log = file.with_extension("log");
         let mut command = place.command("tcpdump")?;
-        command.args(["-i", interface, "-s", "0", "-U", "-Z", "root", "-w"]).arg(&file).arg("tcp");
+        command
+            .args(["-i", interface, "-s", "0", "-U", "--immediate-mode", "-Z", "root", "-w"])
+            .arg(&file)
+            .arg("tcp");
         let process = Process::spawn(&mut command, &log)?;
         wait::until(Duration::from_secs(10), "tcpdump to listen", || {
             process.log().contains("listening on").then_some(())

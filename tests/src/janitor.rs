@@ -31,20 +31,25 @@ pub fn start_time(pid: u32) -> Option<u64> {
 }
 
 /// Claims a fresh world for this process and returns its id.
+///
+/// The folder appears under its name only with the owner written in it: a sweep by another process
+/// never sees a world without an owner that is about to get one.
 pub fn claim() -> Result<String> {
     let pid = std::process::id();
     let started = start_time(pid).context("own start time")?;
     for salt in 0_u64.. {
         let id = format!("{:04x}", (u64::from(pid) * 31 + started + salt * 977) & 0xffff);
+        let fresh = Path::new(WORLDS).join(format!(".{pid}-{salt}"));
         fs::create_dir_all(WORLDS)?;
-        match fs::create_dir(folder(&id)) {
-            Ok(()) => {
-                fs::write(folder(&id).join("owner"), format!("{pid} {started}"))?;
-                return Ok(id);
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error).context("cannot create the world's folder"),
+        if fs::create_dir(&fresh).is_err() {
+            continue;
         }
+        fs::write(fresh.join("owner"), format!("{pid} {started}"))?;
+        // A world's folder is never empty, so renaming onto an existing one fails.
+        if fs::rename(&fresh, folder(&id)).is_ok() {
+            return Ok(id);
+        }
+        fs::remove_dir_all(&fresh)?;
     }
     unreachable!("the loop only ends by returning")
 }
@@ -52,14 +57,16 @@ pub fn claim() -> Result<String> {
 /// Ids of the worlds that exist.
 pub fn worlds() -> Vec<String> {
     let Ok(entries) = fs::read_dir(WORLDS) else { return Vec::new() };
-    entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect()
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| !name.starts_with('.')).collect()
 }
 
 /// Removes every world whose owner is gone and that was not kept.
 pub fn sweep() -> Result<()> {
     for id in worlds() {
         if !is_owned(&id) && !folder(&id).join("keep").exists() {
-            remove(&id)?;
+            // Another run may sweep the same world at this moment.
+            remove(&id).or_else(|error| if folder(&id).exists() { Err(error) } else { Ok(()) })?;
         }
     }
     Ok(())

@@ -5,6 +5,7 @@ mod build;
 mod ci;
 mod codegen;
 mod command;
+mod launch;
 mod setup;
 mod test;
 mod tidy;
@@ -40,6 +41,20 @@ enum Verb {
         #[arg(long)]
         check: bool,
     },
+    /// Shows the mesh at work on this machine; `demo --help` lists its options.
+    #[command(disable_help_flag = true)]
+    Demo {
+        /// Passed on.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Measures the mesh against its peers; `bench --help` lists its options.
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Passed on.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Checks crate edges, module cycles, the code map and generated files.
     Tidy,
     /// Everything that must hold before a change lands.
@@ -53,6 +68,8 @@ fn main() -> anyhow::Result<()> {
         Verb::Build { release } => build::all(&root, release),
         Verb::Test { filter } => test::run_tests(&root, filter.as_deref()),
         Verb::Codegen { check } => codegen::run(&root, check),
+        Verb::Demo { args } => launch::launch(&root, "culvert-demo", &args),
+        Verb::Bench { args } => launch::launch(&root, "culvert-bench", &args),
         Verb::Tidy => tidy::run(&root),
         Verb::Ci => ci::run_gates(&root),
     }

@@ -2,8 +2,9 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use harness::{
+    capture::Capture,
     manifest,
     process::Process,
     runner, shell, wait,
@@ -90,8 +91,20 @@ pub fn ztunnel(world: &mut World, binary: &Path, script: &Path) -> Result<Pair> 
         answers(pod, "http://127.0.0.1:15021/healthz/ready")
             .with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
     }
-    answers(&pair.client, &format!("http://{}/", pair.server.ip))?;
+    tunnelled(world, &pair)?;
     Ok(pair)
+}
+
+/// Fails unless the pair's traffic crosses the underlay in a tunnel, and only there: figures of a
+/// mesh that does not carry the load would be worth nothing.
+fn tunnelled(world: &World, pair: &Pair) -> Result<()> {
+    let file = world.root.join(format!("{}.pcap", pair.name));
+    let capture = Capture::start(&world.underlay(), "br0", file)?;
+    answers(&pair.client, &format!("http://{}/", pair.server.ip))?;
+    let seen = capture.stop()?;
+    let (tunnel, plain) = (seen.packets_of_port(15008), seen.packets_of_port(80));
+    ensure!(tunnel > 0 && plain == 0, "{}: {tunnel} tunnel and {plain} plain packets", pair.name);
+    Ok(())
 }
 
 /// Our own agents on both nodes with control's configuration.
@@ -109,6 +122,6 @@ pub fn culvert(world: &mut World) -> Result<Pair> {
         })
         .with_context(|| world.tail(&format!("agent-{}", pod.node_name())))?;
     }
-    answers(&pair.client, &format!("http://{}/", pair.server.ip))?;
+    tunnelled(world, &pair)?;
     Ok(pair)
 }
