@@ -18,12 +18,11 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{
     body::{Answer, Kept, Outgoing, grpc_status},
-    engine::SwitchSlot,
     flow::Flow,
     headers::{apply, authority, forwarded, forwarded_for, strip_hop, wants_upgrade},
     respond,
     telemetry::Record,
-    upstream::SendError,
+    upstream::{SendError, SwitchSlot},
     worker::Worker,
     world::{Counted, EndpointSet, World},
 };

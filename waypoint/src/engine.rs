@@ -2,7 +2,7 @@
 //! pick upstream → attempt(s) → respond → record. The same engine for HTTP/1, HTTP/2, gRPC and
 //! protocol switches; every decision is a function of `mesh_core::http`.
 
-use std::{cell::Cell, rc::Rc};
+use std::rc::Rc;
 
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -19,12 +19,9 @@ use crate::{
     headers::{View, authority, is_grpc},
     respond,
     telemetry::Record,
-    upstream::Switched,
+    upstream::SwitchSlot,
     worker::Worker,
 };
-
-/// Where a protocol switch leaves the upstream's raw stream for the connection that asked.
-pub type SwitchSlot = Rc<Cell<Option<Switched>>>;
 
 /// Answers one request.
 pub async fn handle(

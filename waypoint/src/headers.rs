@@ -92,10 +92,10 @@ pub fn strip_hop(headers: &mut HeaderMap, upgrade: bool) {
 pub fn forwarded(headers: &mut HeaderMap, request_id: impl FnOnce() -> String) {
     headers.remove("x-forwarded-client-cert");
     headers.entry(FORWARDED_PROTO).or_insert(HeaderValue::from_static("http"));
-    if !headers.contains_key(REQUEST_ID) {
-        if let Ok(id) = HeaderValue::from_str(&request_id()) {
-            headers.insert(REQUEST_ID, id);
-        }
+    if !headers.contains_key(REQUEST_ID)
+        && let Ok(id) = HeaderValue::from_str(&request_id())
+    {
+        headers.insert(REQUEST_ID, id);
     }
 }
 

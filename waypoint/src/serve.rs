@@ -16,10 +16,11 @@ use mesh_core::{
 use tokio::io::{AsyncWriteExt, copy_bidirectional_with_sizes};
 
 use crate::{
-    engine::{SwitchSlot, handle},
+    engine::handle,
     flow::Flow,
     io::{BoxIo, LocalExecutor, Prefixed},
     sniff::{Protocol, sniff},
+    upstream::SwitchSlot,
     worker::Worker,
 };
 

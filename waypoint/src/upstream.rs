@@ -2,7 +2,7 @@
 //! carries the waypoint's identity, so connections serve every client.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     collections::{HashMap, VecDeque},
     net::SocketAddr,
     rc::Rc,
@@ -71,6 +71,9 @@ pub struct SendError {
 
 /// The raw stream of a connection after a protocol switch, with what was read beyond it.
 pub type Switched = oneshot::Receiver<(BoxIo, Bytes)>;
+
+/// Where a protocol switch leaves the upstream's raw stream for the connection that asked.
+pub type SwitchSlot = Rc<Cell<Option<Switched>>>;
 
 type Key = (WorkloadUid, u16);
 type Sender1 = http1::SendRequest<Outgoing>;

@@ -1,0 +1,179 @@
+//! The process: one control runtime for configuration, certificates and admin, and worker threads
+//! that share the HBONE port through `SO_REUSEPORT`.
+
+use std::{
+    collections::BTreeMap, io, net::SocketAddr, rc::Rc, sync::Arc, thread::JoinHandle, time::Duration,
+};
+
+use anyhow::Context;
+use mesh_core::snapshot::Snapshot;
+use mesh_net::{
+    ca::{CertState, CertificateManager, IstioCa, ManagerConfig},
+    store::{SnapshotStore, Versions},
+    task::Ready,
+    wire::{ADDRESS_TYPE, L7_POLICY_TYPE, LABELS_TYPE, ROUTES_TYPE},
+    xds::{self, ControlEndpoint, Session, XdsConfig, XdsStatus},
+};
+use prometheus::Registry;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    admin::{self, Admin},
+    config::Config,
+    telemetry::Families,
+    tunnel::{client::Tunnels, server},
+    worker::Worker,
+    world::LimitBook,
+};
+
+/// Validity to ask the CA for, seconds.
+const VALIDITY: i64 = 86_400;
+
+/// What every worker starts from.
+#[derive(Clone)]
+struct Shared {
+    config: Config,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    certificate: watch::Receiver<CertState>,
+    families: Families,
+    limits: LimitBook,
+    drain: CancellationToken,
+}
+
+/// Runs the waypoint until it is told to stop and has drained.
+///
+/// # Errors
+/// A port cannot be bound or a runtime cannot be made.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let registry = Registry::new();
+    let ready = Ready::new();
+    let drain = CancellationToken::new();
+    let stop = CancellationToken::new();
+    let endpoint = ControlEndpoint {
+        url: config.control.clone(),
+        roots: config.ca_root.clone(),
+        server_name: config.control_name.clone(),
+        token: config.token_file.clone(),
+        cluster: config.cluster.clone(),
+    };
+    let store = Arc::new(SnapshotStore::new(Snapshot::new()));
+    let snapshots = store.subscribe();
+    let synced = ready.awaits("configuration");
+    let (status, _) = watch::channel(XdsStatus::default());
+    let session = Session::resume(Versions::default());
+    tokio::spawn(xds::run(
+        xds_config(&config, endpoint.clone()),
+        store,
+        session,
+        status,
+        synced,
+        stop.clone(),
+    ));
+
+    let signer = IstioCa { endpoint, validity_seconds: VALIDITY, impersonate: false };
+    let manager = CertificateManager::new(signer, ManagerConfig::default());
+    let certificate = manager.subscribe(&config.me().workload.identity());
+    let awaited = ready.awaits("certificate");
+    let mut first = certificate.clone();
+    tokio::spawn(async move {
+        let _ = first.wait_for(|state| matches!(state, CertState::Ready(_))).await;
+        drop(awaited);
+    });
+
+    let admin = Admin { registry: registry.clone(), ready, drain: drain.clone() };
+    let listener =
+        TcpListener::bind(config.admin).await.with_context(|| format!("admin port {}", config.admin))?;
+    tokio::spawn(admin::listen(admin, listener));
+
+    let families = Families::register(&registry)?;
+    let shared = Shared {
+        config,
+        snapshots,
+        certificate,
+        families,
+        limits: LimitBook::default(),
+        drain: drain.clone(),
+    };
+    let mut workers = Vec::new();
+    for index in 0..shared.config.workers.max(1) {
+        workers.push(spawn(index, shared.clone())?);
+    }
+    tracing::info!(listen = %shared.config.listen, workers = workers.len(), "waypoint started");
+    stopped().await?;
+    tracing::info!("draining");
+    drain.cancel();
+    tokio::task::spawn_blocking(move || workers.into_iter().for_each(|w| drop(w.join()))).await?;
+    stop.cancel();
+    Ok(())
+}
+
+fn xds_config(config: &Config, endpoint: ControlEndpoint) -> XdsConfig {
+    let pod = config.pod_name.as_deref().unwrap_or(&config.name);
+    let namespace = &config.namespace;
+    let metadata = [
+        ("NAME", pod),
+        ("NAMESPACE", namespace),
+        ("NODE_NAME", &config.node),
+        ("CLUSTER_ID", &config.cluster),
+        ("WAYPOINT_NAME", &config.name),
+    ];
+    XdsConfig {
+        endpoint,
+        node_id: format!("waypoint~{}~{pod}.{namespace}~{namespace}.svc.cluster.local", config.pod_ip),
+        metadata: BTreeMap::from(metadata.map(|(key, value)| (key.to_owned(), value.to_owned()))),
+        types: vec![ADDRESS_TYPE, LABELS_TYPE, ROUTES_TYPE, L7_POLICY_TYPE],
+    }
+}
+
+fn spawn(index: usize, shared: Shared) -> anyhow::Result<JoinHandle<()>> {
+    let listen = shared.config.listen;
+    let listener = listener(listen).with_context(|| format!("port {listen}"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let work = move || {
+        let local = tokio::task::LocalSet::new();
+        local.block_on(&runtime, async {
+            match TcpListener::from_std(listener) {
+                Ok(listener) => worker(shared, listener).await,
+                Err(error) => tracing::error!(%error, "listener unusable"),
+            }
+        });
+    };
+    Ok(std::thread::Builder::new().name(format!("worker-{index}")).spawn(work)?)
+}
+
+async fn worker(shared: Shared, listener: TcpListener) {
+    let me = shared.config.me();
+    let deadline = Duration::from_secs(shared.config.drain_seconds);
+    let dial = Rc::new(Tunnels::new(shared.certificate.clone(), me.workload.clone()));
+    let families = shared.families.clone();
+    let worker =
+        Worker::new(me, shared.snapshots, dial, shared.families, shared.limits, shared.drain.clone());
+    server::listen(worker.clone(), listener, shared.certificate).await;
+    // Connections have been told to end; those that are still answering get until the deadline.
+    let end = tokio::time::Instant::now() + deadline;
+    while tokio::time::Instant::now() < end && (families.active.get() > 0 || Rc::strong_count(&worker) > 1) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn listener(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(4096)?;
+    Ok(socket.into())
+}
+
+async fn stopped() -> io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
