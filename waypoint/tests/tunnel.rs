@@ -1,0 +1,248 @@
+//! The waypoint over real sockets, TLS and HBONE: client tunnel → waypoint → endpoint's tunnel → application.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    convert::Infallible,
+    rc::Rc,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use mesh_core::{
+    balance::Endpoint,
+    delta::Change,
+    identity::Identity,
+    model::{
+        AppProtocol, GatewayAddress, GatewayDestination, PortMapping, Service, ServiceName, Tunnel, Vip,
+        Workload, WorkloadUid,
+    },
+    outcome::{Reason, Refusal},
+    snapshot::Snapshot,
+};
+use mesh_net::ca::{CertState, Issued};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
+use rustls::pki_types::PrivateKeyDer;
+use tokio::{net::TcpListener, sync::watch};
+use tokio_rustls::TlsAcceptor;
+use waypoint::{
+    io::BoxIo,
+    peer::Peer,
+    telemetry::Families,
+    tunnel::{TunnelIo, client::Tunnels, server, tls},
+    upstream::Dial,
+    worker::Worker,
+    world::{LimitBook, Me},
+};
+
+type Ca = CertifiedIssuer<'static, KeyPair>;
+
+fn ca() -> Ca {
+    let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
+}
+
+fn issue(ca: &Ca, identity: &Identity) -> Arc<Issued> {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+    params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into().unwrap())];
+    let leaf = params.signed_by(&key, ca).unwrap();
+    Arc::new(Issued {
+        identity: identity.clone(),
+        chain: vec![leaf.der().clone()],
+        roots: vec![ca.der().clone()],
+        key: PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+        not_before: SystemTime::now(),
+        not_after: SystemTime::now() + Duration::from_secs(3600),
+    })
+}
+
+fn account(name: &str) -> Identity {
+    Identity::new("cluster.local", "default", name)
+}
+
+fn workload(name: &str, ip: &str) -> Workload {
+    let mut workload = Workload::new(WorkloadUid::pod("Kubernetes", "default", name), "default", name);
+    workload.addresses = vec![ip.parse().unwrap()];
+    workload.service_account = name.into();
+    workload.tunnel = Tunnel::Hbone;
+    workload
+}
+
+/// The endpoint's node: terminates HBONE and answers with what it saw.
+async fn application(listener: TcpListener, own: Arc<Issued>, seen: Rc<RefCell<Vec<String>>>) {
+    let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(&own).unwrap()));
+    while let Ok((socket, _)) = listener.accept().await {
+        let Ok(stream) = acceptor.accept(socket).await else { continue };
+        let peer = tls::identity_of(&stream.get_ref().1.peer_certificates().unwrap()[0]).unwrap();
+        let seen = seen.clone();
+        tokio::task::spawn_local(async move {
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            while let Some(Ok((request, mut respond))) = connection.accept().await {
+                let forwarded = request.headers()["forwarded"].to_str().unwrap().to_owned();
+                seen.borrow_mut().push(format!("{} {} {forwarded}", peer, request.uri()));
+                let send = respond.send_response(Response::new(()), false).unwrap();
+                let io = TokioIo::new(TunnelIo::new(send, request.into_body()));
+                let service = service_fn(async |request: Request<hyper::body::Incoming>| {
+                    let body = request.into_body().collect().await.unwrap().to_bytes();
+                    Ok::<_, Infallible>(Response::new(Full::new(body)))
+                });
+                tokio::task::spawn_local(
+                    hyper::server::conn::http1::Builder::new().serve_connection(io, service),
+                );
+            }
+        });
+    }
+}
+
+struct Setup {
+    client: Tunnels,
+    seen: Rc<RefCell<Vec<String>>>,
+    ca: Ca,
+    port: u16,
+}
+
+impl Setup {
+    /// `upstream`: the identity that the endpoint's certificate really carries.
+    async fn new(upstream: &str) -> Self {
+        let ca = ca();
+        let application_port = TcpListener::bind("127.0.0.2:0").await.unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let me = Me {
+            namespace: "default".into(),
+            name: "waypoint".into(),
+            workload: Arc::new(workload("waypoint", "127.0.0.1")),
+        };
+        let (_, own) = watch::channel(CertState::Ready(issue(&ca, &account("waypoint"))));
+        let dial = Tunnels::new(own.clone(), me.workload.clone())
+            .with_port(application_port.local_addr().unwrap().port());
+        let (_, snapshots) = watch::channel(Arc::new(world()));
+        let families = Families::register(&prometheus::Registry::new()).unwrap();
+        let worker =
+            Worker::new(me, snapshots, Rc::new(dial), families, LimitBook::default(), Default::default());
+        let seen = Rc::default();
+        tokio::task::spawn_local(application(
+            application_port,
+            issue(&ca, &account(upstream)),
+            Rc::clone(&seen),
+        ));
+        tokio::task::spawn_local(server::listen(worker, listener, own));
+        let client = client(&ca, "client", port);
+        Self { client, seen, ca, port }
+    }
+
+    async fn open(&self, client: &Tunnels, ip: &str) -> Result<BoxIo, Refusal> {
+        let mut there = workload("waypoint", ip);
+        there.uid = WorkloadUid::new(ip);
+        let peer = Peer::new("127.0.0.1:4000".parse().unwrap(), account("client"), &Snapshot::new());
+        client.dial(&Endpoint { workload: Arc::new(there), port: 80 }, &peer).await
+    }
+}
+
+fn client(ca: &Ca, name: &str, port: u16) -> Tunnels {
+    let (_, certificate) = watch::channel(CertState::Ready(issue(ca, &account(name))));
+    Tunnels::new(certificate, Arc::new(workload(name, "127.0.0.1"))).with_port(port)
+}
+
+fn world() -> Snapshot {
+    let mut service = Service::new(ServiceName::new("default", "web.default.svc.cluster.local"), "web");
+    let port = PortMapping { service_port: 80, target_port: 8080, app_protocol: AppProtocol::Http11 };
+    service.ports = vec![port];
+    service.vips = vec![Vip { network: "".into(), range: "127.0.0.1/32".parse().unwrap() }];
+    service.waypoint = Some(GatewayAddress {
+        destination: GatewayDestination::Hostname(ServiceName::new(
+            "default",
+            "waypoint.default.svc.cluster.local",
+        )),
+        hbone_port: 15008,
+    });
+    let mut endpoint = workload("web", "127.0.0.2");
+    endpoint.services = BTreeMap::from([(service.key.clone(), vec![port])]).into();
+    Snapshot::of([Change::Service(Arc::new(service)), Change::Workload(Arc::new(endpoint))])
+}
+
+fn run(test: impl AsyncFnOnce()) {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let limited = async { tokio::time::timeout(Duration::from_secs(60), test()).await };
+    tokio::task::LocalSet::new().block_on(&runtime, limited).unwrap();
+}
+
+async fn exchange(io: BoxIo, body: Bytes) -> (u16, String, Bytes) {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await.unwrap();
+    tokio::task::spawn_local(connection);
+    let request = Request::post("/").header("host", "web").body(Full::new(body)).unwrap();
+    let (parts, body) = sender.send_request(request).await.unwrap().into_parts();
+    let reason =
+        parts.headers.get("x-culvert-reason").map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default();
+    (parts.status.as_u16(), reason, body.collect().await.unwrap().to_bytes())
+}
+
+#[test]
+fn requests_go_through_both_tunnels_with_the_waypoints_identity_and_the_clients_address() {
+    run(async || {
+        let setup = Setup::new("web").await;
+        let body = Bytes::from(vec![3; 8 << 20]);
+        let io = setup.open(&setup.client, "127.0.0.1").await.unwrap();
+        let (status, _, echoed) = exchange(io, body.clone()).await;
+        assert_eq!((status, echoed == body), (200, true));
+        let seen = setup.seen.borrow();
+        assert!(
+            seen[0]
+                .starts_with("spiffe://cluster.local/ns/default/sa/waypoint 127.0.0.2:8080 for=\"127.0.0.1:"),
+            "{seen:?}"
+        );
+    });
+}
+
+#[test]
+fn an_endpoint_with_another_identity_is_refused() {
+    run(async || {
+        let setup = Setup::new("impostor").await;
+        let io = setup.open(&setup.client, "127.0.0.1").await.unwrap();
+        let (status, reason, _) = exchange(io, Bytes::new()).await;
+        assert_eq!((status, reason.as_str()), (503, "tls_failed"));
+        assert!(setup.seen.borrow().is_empty());
+    });
+}
+
+#[test]
+fn clients_of_another_ca_get_no_tunnel() {
+    run(async || {
+        let setup = Setup::new("web").await;
+        let stranger = client(&ca(), "client", setup.port);
+        assert_eq!(setup.open(&stranger, "127.0.0.1").await.err().unwrap().reason, Reason::TlsFailed);
+        assert!(setup.open(&client(&setup.ca, "other", setup.port), "127.0.0.1").await.is_ok());
+    });
+}
+
+#[test]
+fn destinations_not_bound_to_the_waypoint_are_refused_in_the_tunnel() {
+    run(async || {
+        let setup = Setup::new("web").await;
+        let config = tls::client_config(&issue(&setup.ca, &account("client")), account("waypoint")).unwrap();
+        let socket = tokio::net::TcpStream::connect(("127.0.0.1", setup.port)).await.unwrap();
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let stream = connector.connect("127.0.0.1".try_into().unwrap(), socket).await.unwrap();
+        let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
+        tokio::task::spawn_local(async move { drop(connection.await) });
+        for (method, authority, wanted) in [
+            ("CONNECT", "127.0.0.2:8080", None),
+            ("GET", "http://x/", Some(404)),
+            ("CONNECT", "no-port.example", None),
+        ] {
+            let request = Request::builder().method(method).uri(authority).body(()).unwrap();
+            let (response, _) = sender.send_request(request, true).unwrap();
+            let status = response.await.unwrap().status().as_u16();
+            assert!(status >= 400 && wanted.is_none_or(|w| w == status), "{method} {authority}: {status}");
+        }
+    });
+}
