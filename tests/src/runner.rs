@@ -130,8 +130,8 @@ fn waypoint(world: &World, pod: &Pod, deployment: &Value) -> Result<Process> {
     command.arg("--token-file").arg(world.token_file(&client));
     command.args(["--namespace", &pod.namespace, "--name", name]);
     command.args(["--service-account", &pod.service_account, "--admin", "0.0.0.0:15020"]);
-    command.args(["--instance-ip", &pod.ip, "--pod-name", &pod.name]);
-    command.args(["--node-name", &pod.node_name()]);
+    command.args(["--pod-ip", &pod.ip, "--pod-name", &pod.name]);
+    command.args(["--node", &pod.node_name()]);
     Process::spawn(&mut command, &world.log_file(&format!("{}.{}", pod.namespace, pod.name)))
 }
 
