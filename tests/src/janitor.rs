@@ -7,6 +7,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use anyhow::{Context, Result};
@@ -17,6 +18,8 @@ use crate::{cgroup, shell};
 pub const WORLDS: &str = "/run/culvert-worlds";
 /// Prefix of every namespace that a world makes.
 pub const NETNS_PREFIX: &str = "cvh";
+
+static CLAIMS: AtomicU64 = AtomicU64::new(0);
 
 /// The folder of a world.
 pub fn folder(id: &str) -> PathBuf {
@@ -30,6 +33,15 @@ pub fn start_time(pid: u32) -> Option<u64> {
     after.split(' ').nth(19)?.parse().ok()
 }
 
+/// Held while worlds appear and vanish: without it a sweep that is still removing a dead world would
+/// take away a new one that was given the same id meanwhile. Released when the file is dropped.
+fn lock() -> Result<fs::File> {
+    fs::create_dir_all(WORLDS)?;
+    let file = fs::File::create(Path::new(WORLDS).join(".lock"))?;
+    file.lock().context("cannot lock the worlds")?;
+    Ok(file)
+}
+
 /// Claims a fresh world for this process and returns its id.
 ///
 /// The folder appears under its name only with the owner written in it: a sweep by another process
@@ -37,10 +49,12 @@ pub fn start_time(pid: u32) -> Option<u64> {
 pub fn claim() -> Result<String> {
     let pid = std::process::id();
     let started = start_time(pid).context("own start time")?;
-    for salt in 0_u64.. {
+    let _held = lock()?;
+    loop {
+        // Counted on, so that one process never uses an id twice.
+        let salt = CLAIMS.fetch_add(1, Ordering::Relaxed);
         let id = format!("{:04x}", (u64::from(pid) * 31 + started + salt * 977) & 0xffff);
         let fresh = Path::new(WORLDS).join(format!(".{pid}-{salt}"));
-        fs::create_dir_all(WORLDS)?;
         if fs::create_dir(&fresh).is_err() {
             continue;
         }
@@ -51,7 +65,6 @@ pub fn claim() -> Result<String> {
         }
         fs::remove_dir_all(&fresh)?;
     }
-    unreachable!("the loop only ends by returning")
 }
 
 /// Ids of the worlds that exist.
@@ -63,13 +76,9 @@ pub fn worlds() -> Vec<String> {
 
 /// Removes every world whose owner is gone and that was not kept.
 pub fn sweep() -> Result<()> {
-    for id in worlds() {
-        if !is_owned(&id) && !folder(&id).join("keep").exists() {
-            // Another run may sweep the same world at this moment.
-            remove(&id).or_else(|error| if folder(&id).exists() { Err(error) } else { Ok(()) })?;
-        }
-    }
-    Ok(())
+    let _held = lock()?;
+    let gone = worlds().into_iter().filter(|id| !is_owned(id) && !folder(id).join("keep").exists());
+    gone.into_iter().try_for_each(|id| take_down(&id))
 }
 
 fn is_owned(id: &str) -> bool {
@@ -80,6 +89,12 @@ fn is_owned(id: &str) -> bool {
 
 /// Removes a world: processes, namespaces, mounts, groups, files.
 pub fn remove(id: &str) -> Result<()> {
+    let _held = lock()?;
+    // A sweep may have been faster.
+    if folder(id).exists() { take_down(id) } else { Ok(()) }
+}
+
+fn take_down(id: &str) -> Result<()> {
     cgroup::remove(&cgroup::of_world(id)?)?;
     let prefix = format!("{NETNS_PREFIX}{id}");
     for line in shell::ip("netns list")?.lines() {
