@@ -153,10 +153,10 @@ fn closed(ctx: &SockOpsContext) {
     }
 }
 
-/// Whether the connection was rewritten: it goes from the pod to itself, to the agent's port.
+/// Whether the connection was rewritten: it goes to the agent's port.
 #[inline(always)]
 fn is_captured(t: &Tuple) -> bool {
-    t.remote_port == OUTBOUND_PORT && t.local == t.remote
+    t.remote_port == OUTBOUND_PORT
 }
 
 #[inline(always)]

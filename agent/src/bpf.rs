@@ -6,6 +6,7 @@
 
 mod load;
 mod maps;
+mod stats;
 
 use std::{
     io,
@@ -17,6 +18,7 @@ use agent_common::{addr::IpKey, maps::PodEntry};
 use aya::{EbpfError, maps::MapError, pin::PinError, programs::ProgramError};
 
 pub use load::{Bpf, BpfConfig};
+pub use stats::{MapFill, ProgramStats, StatsSwitch};
 
 /// The object that `cargo xtask build` made; empty when there was none.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/culvert.o"));
@@ -41,6 +43,8 @@ pub enum BpfError {
     Cgroup { path: PathBuf, source: io::Error },
     #[error("kernel table {map} cannot be used")]
     Map { map: &'static str, source: MapError },
+    #[error("the kernel does not say how its programs run")]
+    Stats { source: io::Error },
     #[error("pinned files below {path} cannot be read or removed")]
     Pins { path: PathBuf, source: io::Error },
 }

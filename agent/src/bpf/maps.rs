@@ -13,10 +13,13 @@ use agent_common::{
 };
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf, SockHash, lpm_trie::Key},
+    maps::{
+        Array, HashMap, IterableMap, LpmTrie, MapData, MapError, PerCpuArray, RingBuf, SockHash,
+        lpm_trie::Key,
+    },
 };
 
-use super::{BpfError, Pod, key_of, socket_addr};
+use super::{BpfError, MapFill, Pod, key_of, socket_addr};
 
 /// Handles of the tables. Each one's lock is a leaf, held for one system call.
 #[derive(Default)]
@@ -226,6 +229,21 @@ impl Maps {
         ))
     }
 
+    /// How full the tables are; walks their keys, so not for a hot path.
+    ///
+    /// # Errors
+    /// A table cannot be read.
+    pub fn fill(&self) -> Result<Vec<MapFill>, BpfError> {
+        let inner = self.inner()?;
+        Ok(vec![
+            fill("PODS", &*lock(&inner.pods))?,
+            fill("POD_IPS", &*lock(&inner.pod_ips))?,
+            fill("ORIG", &*lock(&inner.orig))?,
+            fill("FLOW_DST", &*lock(&inner.flow_dst))?,
+            fill("OWN", &*lock(&inner.own))?,
+        ])
+    }
+
     /// Takes the events that are waiting. An item of another size is another ABI's and is skipped.
     ///
     /// # Errors
@@ -241,6 +259,14 @@ impl Maps {
         }
         Ok(events)
     }
+}
+
+fn fill<K: aya::Pod, V: aya::Pod>(
+    map: &'static str,
+    table: &HashMap<MapData, K, V>,
+) -> Result<MapFill, BpfError> {
+    let capacity = table.map().info().map_err(at(map))?.max_entries();
+    Ok(MapFill { map, entries: table.keys().count(), capacity })
 }
 
 fn range_key(ip: std::net::IpAddr, length: u8) -> Key<IpKey> {
