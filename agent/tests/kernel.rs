@@ -2,7 +2,11 @@
 //!
 //! Topology: pod `a` — node `n` — pod `b`; `n` forwards. The test process joins a cgroup of its own, to
 //! which the programs are attached, so every socket made here is seen by them.
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test panics, so that the line number survives")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test panics, so that the line number survives"
+)]
 
 use std::{
     collections::HashMap,
