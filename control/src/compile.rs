@@ -1,0 +1,173 @@
+//! Objects → what agents and waypoints are told (pure).
+
+mod l4;
+mod l7;
+mod services;
+mod workloads;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use mesh_core::model::{
+    GatewayAddress, GatewayDestination, Policy, PolicyName, Service, ServiceName, Workload, WorkloadUid,
+    l7::{L7Policy, ServiceRoutes, WorkloadLabels},
+};
+use serde::Serialize;
+
+use crate::{
+    object::{Body, Key, Labels, Object},
+    source::Store,
+    vips::Vips,
+};
+
+/// Settings of compilation.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Cluster id.
+    pub cluster: Arc<str>,
+    /// Trust domain.
+    pub trust_domain: Arc<str>,
+    /// Namespace of mesh-wide policies.
+    pub root_namespace: Arc<str>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            cluster: "Kubernetes".into(),
+            trust_domain: "cluster.local".into(),
+            root_namespace: "istio-system".into(),
+        }
+    }
+}
+
+/// Everything that is pushed.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Compiled {
+    /// Workloads.
+    #[serde(serialize_with = "values")]
+    pub workloads: BTreeMap<WorkloadUid, Workload>,
+    /// Services.
+    #[serde(serialize_with = "values")]
+    pub services: BTreeMap<ServiceName, Service>,
+    /// L4 policies.
+    #[serde(serialize_with = "values")]
+    pub policies: BTreeMap<PolicyName, Policy>,
+    /// Routes.
+    #[serde(serialize_with = "values")]
+    pub routes: BTreeMap<ServiceName, ServiceRoutes>,
+    /// L7 policies.
+    #[serde(serialize_with = "values")]
+    pub l7_policies: BTreeMap<PolicyName, L7Policy>,
+    /// Labels.
+    #[serde(serialize_with = "values")]
+    pub labels: BTreeMap<WorkloadUid, WorkloadLabels>,
+    /// Namespaces that need a waypoint of ours, and why.
+    pub waypoints: BTreeMap<Arc<str>, String>,
+    /// Warnings about objects: object, field, code, reason, remedy.
+    #[serde(skip)]
+    pub notes: Vec<(Key, String, &'static str, String, &'static str)>,
+}
+
+fn values<K, V: Serialize, S: serde::Serializer>(map: &BTreeMap<K, V>, s: S) -> Result<S::Ok, S::Error> {
+    s.collect_seq(map.values())
+}
+
+/// Label that names the waypoint of a service, workload or namespace.
+pub const USE_WAYPOINT: &str = "istio.io/use-waypoint";
+/// Label that names the Gateway that a pod or service belongs to.
+pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+
+struct Context<'a> {
+    store: &'a Store,
+    options: &'a Options,
+    out: Compiled,
+}
+
+/// Compiles the objects of a folder.
+pub fn compile(store: &Store, options: &Options, vips: &mut Vips) -> Compiled {
+    let mut cx = Context { store, options, out: Compiled::default() };
+    services::compile(&mut cx, vips);
+    workloads::compile(&mut cx);
+    l7::compile(&mut cx);
+    l4::compile(&mut cx);
+    services::attach_waypoints(&mut cx);
+    l4::require_waypoints(&mut cx);
+    cx.out
+}
+
+impl<'a> Context<'a> {
+    fn each(&self, kind: &str) -> impl Iterator<Item = (&'a Key, &'a Object)> + use<'a> {
+        let kind: Arc<str> = kind.into();
+        let empty: Arc<str> = Arc::from("");
+        let first = Key { kind: kind.clone(), namespace: empty.clone(), name: empty };
+        self.store
+            .objects
+            .range(first..)
+            .take_while(move |(key, _)| key.kind == kind)
+            .map(|(key, stored)| (key, &stored.object))
+    }
+
+    fn namespace_labels(&self, namespace: &str) -> Option<&'a Labels> {
+        let key = Key { kind: "Namespace".into(), namespace: "".into(), name: namespace.into() };
+        self.store.objects.get(&key).map(|stored| &stored.object.meta.labels)
+    }
+
+    fn host(namespace: &str, name: &str) -> ServiceName {
+        ServiceName::new(namespace, format!("{name}.{namespace}.svc.cluster.local"))
+    }
+
+    fn waypoint_address(namespace: &str, name: &str) -> GatewayAddress {
+        GatewayAddress {
+            destination: GatewayDestination::Hostname(Self::host(namespace, name)),
+            hbone_port: 15008,
+        }
+    }
+
+    /// The waypoint that labels ask for: the object's own before its namespace's.
+    fn labelled_waypoint(&self, namespace: &str, labels: &Labels) -> Option<GatewayAddress> {
+        let of_namespace = self.namespace_labels(namespace);
+        let from = if labels.contains_key(USE_WAYPOINT) { Some(labels) } else { of_namespace }?;
+        let name = from.get(USE_WAYPOINT).filter(|name| &***name != "none")?;
+        let place = from.get("istio.io/use-waypoint-namespace").map_or(namespace, |ns| ns);
+        Some(Self::waypoint_address(place, name))
+    }
+
+    fn opted_out(&self, namespace: &str, labels: &Labels) -> bool {
+        let label = labels.get(USE_WAYPOINT).or_else(|| self.namespace_labels(namespace)?.get(USE_WAYPOINT));
+        label.is_some_and(|value| &**value == "none")
+    }
+
+    /// The full name of a host that routes mention.
+    fn service_of(&self, host: &ServiceName) -> Option<ServiceName> {
+        if self.out.services.contains_key(host) {
+            return Some(host.clone());
+        }
+        self.out.services.keys().find(|name| name.hostname == host.hostname).cloned()
+    }
+
+    fn note(&mut self, key: &Key, field: &str, code: &'static str, reason: String, remedy: &'static str) {
+        self.out.notes.push((key.clone(), field.into(), code, reason, remedy));
+    }
+}
+
+/// Whether labels satisfy a selector.
+fn selects(selector: &Labels, labels: &Labels) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// Service accounts with a pod per node: for whom a node may ask certificates.
+pub fn accounts(store: &Store) -> BTreeSet<(Arc<str>, Arc<str>, Arc<str>)> {
+    store
+        .objects
+        .iter()
+        .filter_map(|(key, stored)| match &stored.object.body {
+            Body::Pod(pod) if !pod.finished => {
+                Some((pod.node.clone(), key.namespace.clone(), pod.service_account.clone()))
+            }
+            _ => None,
+        })
+        .collect()
+}

@@ -1,0 +1,177 @@
+//! VirtualService, DestinationRule and L7 AuthorizationPolicy → what waypoints are told.
+
+use std::sync::Arc;
+
+use mesh_core::model::{
+    PolicyName, ServiceName, Tunnel,
+    l7::{L7Policy, L7Target, RouteAction, ServiceRoutes, Subset, TrafficPolicy, WeightedDestination},
+};
+
+use super::Context;
+use crate::object::{Body, Key, VirtualService};
+
+pub(super) fn compile(cx: &mut Context<'_>) {
+    cx.out.routes = cx.out.services.values().map(|s| (s.key.clone(), plain(s))).collect();
+    for (key, object) in cx.each("DestinationRule") {
+        let Body::DestinationRule(rule) = &object.body else { continue };
+        let host = ServiceName::new("", rule.host.clone());
+        let Some(name) = cx.service_of(&host) else {
+            let reason = format!("there is no service {}", rule.host);
+            cx.note(key, "spec.host", "unknown-host", reason, "create it or correct the name");
+            continue;
+        };
+        let Some(routes) = cx.out.routes.get_mut(&name) else { continue };
+        routes.traffic_policy = rule.policy.clone();
+        let subset = |(name, labels, policy): &(Arc<str>, _, TrafficPolicy)| Subset {
+            name: name.clone(),
+            labels: Clone::clone(labels),
+            traffic_policy: policy.clone(),
+        };
+        routes.subsets = rule.subsets.iter().map(subset).collect();
+    }
+    for (key, object) in cx.each("VirtualService") {
+        if let Body::VirtualService(vs) = &object.body {
+            virtual_service(cx, key, vs);
+        }
+    }
+    policies(cx);
+}
+
+fn plain(service: &mesh_core::model::Service) -> ServiceRoutes {
+    ServiceRoutes {
+        service: service.key.clone(),
+        protocols: service.ports.iter().map(|p| (p.service_port, p.app_protocol)).collect(),
+        origin: "".into(),
+        http: Vec::new(),
+        tcp: Vec::new(),
+        traffic_policy: TrafficPolicy::default(),
+        subsets: Vec::new(),
+    }
+}
+
+fn virtual_service(cx: &mut Context<'_>, key: &Key, vs: &VirtualService) {
+    if !vs.mesh {
+        let reason = "applies only to ingress gateways".into();
+        return cx.note(key, "spec.gateways", "not-mesh", reason, "add mesh to gateways");
+    }
+    let (mut http, mut tcp) = (vs.http.clone(), vs.tcp.clone());
+    for (index, route) in http.iter_mut().enumerate() {
+        if let RouteAction::Forward(list) = &mut route.action {
+            list.iter_mut().for_each(|d| resolve(cx, key, &format!("spec.http[{index}]"), d));
+        }
+    }
+    for (index, route) in tcp.iter_mut().enumerate() {
+        route.destinations.iter_mut().for_each(|d| resolve(cx, key, &format!("spec.tcp[{index}]"), d));
+    }
+    for (index, host) in vs.hosts.iter().enumerate() {
+        let Some(name) = cx.service_of(&ServiceName::new("", host.clone())) else {
+            let reason = format!("there is no service {host}");
+            cx.note(
+                key,
+                &format!("spec.hosts[{index}]"),
+                "unknown-host",
+                reason,
+                "create it or correct the name",
+            );
+            continue;
+        };
+        let Some(routes) = cx.out.routes.get_mut(&name) else { continue };
+        if !routes.origin.is_empty() {
+            let reason = format!("{host} already has {}, which is used", routes.origin);
+            cx.note(key, &format!("spec.hosts[{index}]"), "conflict", reason, "merge the two");
+            continue;
+        }
+        routes.origin = key.to_string().into();
+        (routes.http, routes.tcp) = (http.clone(), tcp.clone());
+        if enrolled(cx, &name) {
+            cx.out.waypoints.entry(name.namespace.clone()).or_insert_with(|| format!("{key} routes {host}"));
+        }
+    }
+}
+
+/// Whether any endpoint of a service is in the mesh, and no waypoint of its own is asked for.
+fn enrolled(cx: &Context<'_>, service: &ServiceName) -> bool {
+    let none = std::collections::BTreeMap::new();
+    let asked = cx.each("Service").any(|(key, object)| {
+        Context::host(&key.namespace, &key.name) == *service
+            && (object.meta.labels.contains_key(super::USE_WAYPOINT)
+                || cx.labelled_waypoint(&key.namespace, &none).is_some()
+                || cx.opted_out(&key.namespace, &none))
+    });
+    let meshed =
+        |w: &mesh_core::model::Workload| w.tunnel == Tunnel::Hbone && w.services.contains_key(service);
+    !asked && cx.out.workloads.values().any(meshed)
+}
+
+/// Puts in the full name; a destination that does not exist stays as written and answers 503.
+fn resolve(cx: &mut Context<'_>, key: &Key, field: &str, destination: &mut WeightedDestination) {
+    match cx.service_of(&destination.service) {
+        Some(name) => destination.service = name,
+        None => {
+            let host = destination.service.hostname.clone();
+            if destination.service.namespace.is_empty() {
+                destination.service.namespace = key.namespace.clone();
+            }
+            cx.note(
+                key,
+                field,
+                "unknown-host",
+                format!("there is no service {host}"),
+                "create it or correct the name",
+            );
+            return;
+        }
+    }
+    if let Some(subset) = &destination.subset {
+        let known = cx
+            .out
+            .routes
+            .get(&destination.service)
+            .is_some_and(|r| r.subsets.iter().any(|s| s.name == *subset));
+        if !known {
+            let reason =
+                format!("no DestinationRule defines subset {subset} of {}", destination.service.hostname);
+            cx.note(key, field, "unknown-subset", reason, "add a DestinationRule with the subset");
+        }
+    }
+}
+
+fn policies(cx: &mut Context<'_>) {
+    for (key, object) in cx.each("AuthorizationPolicy") {
+        let Body::Authorization(policy) = &object.body else { continue };
+        let mut targets = Vec::new();
+        for (kind, name) in &policy.targets {
+            match &**kind {
+                "Service" => {
+                    let service = Context::host(&key.namespace, name);
+                    if enrolled(cx, &service) {
+                        let why = || format!("{key} is enforced at L7");
+                        cx.out.waypoints.entry(key.namespace.clone()).or_insert_with(why);
+                    }
+                    targets.push(L7Target::Service(service));
+                }
+                "Gateway" => {
+                    targets.push(L7Target::Gateway { namespace: key.namespace.clone(), name: name.clone() });
+                }
+                "GatewayClass" => targets.push(L7Target::AllWaypoints),
+                other => {
+                    let reason = format!("{other} is no target of a policy");
+                    cx.note(key, "spec.targetRefs", "bad-target", reason, "use Service or Gateway");
+                }
+            }
+        }
+        if targets.is_empty() {
+            continue;
+        }
+        let name = PolicyName::new(key.namespace.clone(), key.name.clone());
+        let dry_run = object.meta.annotations.get("istio.io/dry-run").is_some_and(|v| &**v == "true");
+        let compiled = L7Policy {
+            key: name.clone(),
+            targets,
+            action: policy.action,
+            rules: policy.rules.clone(),
+            dry_run,
+        };
+        cx.out.l7_policies.insert(name, compiled);
+    }
+}

@@ -1,0 +1,86 @@
+//! `culvert-control`: the control plane.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use clap::Parser;
+use control::{ca::Given, compile::Options, server};
+
+/// The control plane of Culvert: a folder of YAML in, configuration and certificates out.
+#[derive(Debug, Parser)]
+#[command(name = "culvert-control", version)]
+struct Args {
+    /// Cluster folder.
+    #[arg(long)]
+    folder: PathBuf,
+    /// Folder for the CA's key and the virtual addresses.
+    #[arg(long)]
+    state_dir: PathBuf,
+    /// YAML file of bearer tokens: `token: node` or `token: namespace/serviceaccount`.
+    #[arg(long)]
+    tokens: PathBuf,
+    /// Address of configuration and certificates (TLS).
+    #[arg(long, default_value = "0.0.0.0:15012")]
+    listen: SocketAddr,
+    /// Address of the admin endpoint.
+    #[arg(long, default_value = "127.0.0.1:15014")]
+    admin: SocketAddr,
+    /// More names or addresses of this server.
+    #[arg(long)]
+    name: Vec<String>,
+    /// Range for services without an address.
+    #[arg(long, default_value_t = control::SERVICE_CIDR)]
+    service_cidr: ipnet::Ipv4Net,
+    /// Cluster id.
+    #[arg(long, default_value = "Kubernetes")]
+    cluster: String,
+    /// Trust domain.
+    #[arg(long, default_value = "cluster.local")]
+    trust_domain: String,
+    /// Namespace of mesh-wide policies.
+    #[arg(long, default_value = "istio-system")]
+    root_namespace: String,
+    /// Certificate of a given intermediate CA.
+    #[arg(long, requires_all = ["ca_key", "root_cert"])]
+    ca_cert: Option<PathBuf>,
+    /// Its key.
+    #[arg(long)]
+    ca_key: Option<PathBuf>,
+    /// Certificates between it and the root.
+    #[arg(long)]
+    ca_chain: Option<PathBuf>,
+    /// Root bundle.
+    #[arg(long)]
+    root_cert: Option<PathBuf>,
+}
+
+impl Args {
+    fn config(self) -> server::Config {
+        let ca = match (self.ca_cert, self.ca_key, self.root_cert) {
+            (Some(cert), Some(key), Some(root)) => Some(Given { cert, key, chain: self.ca_chain, root }),
+            _ => None,
+        };
+        server::Config {
+            folder: self.folder,
+            state: self.state_dir,
+            tokens: self.tokens,
+            listen: self.listen,
+            admin: self.admin,
+            names: self.name,
+            service_cidr: self.service_cidr,
+            ca,
+            options: Options {
+                cluster: self.cluster.into(),
+                trust_domain: self.trust_domain.into(),
+                root_namespace: self.root_namespace.into(),
+            },
+        }
+    }
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    server::run(Args::parse().config()).await
+}

@@ -1,0 +1,160 @@
+//! Documents → objects: what each kind says, with every field that has no effect named.
+
+mod authz;
+mod kube;
+mod rule;
+mod virtual_service;
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use serde_json::Value;
+
+pub use authz::{Authorization, Mode, PeerAuth, cidr};
+pub use kube::{Entry, Gateway, Pod, Service, ServicePort, TargetPort};
+pub use rule::DestinationRule;
+pub use virtual_service::VirtualService;
+
+use crate::{
+    finding::{Severity, Sink},
+    reader::Reader,
+};
+
+/// Labels or annotations.
+pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
+
+/// Identity of an object.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Key {
+    /// Kind.
+    pub kind: Arc<str>,
+    /// Namespace; empty for kinds without one.
+    pub namespace: Arc<str>,
+    /// Name.
+    pub name: Arc<str>,
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.namespace.is_empty() {
+            true => write!(f, "{} {}", self.kind, self.name),
+            false => write!(f, "{} {}/{}", self.kind, self.namespace, self.name),
+        }
+    }
+}
+
+/// Metadata of an object.
+#[derive(Debug, Clone, Default)]
+pub struct Meta {
+    /// Labels.
+    pub labels: Labels,
+    /// Annotations.
+    pub annotations: Labels,
+    /// `creationTimestamp`, for "oldest wins"; empty sorts first.
+    pub created: Arc<str>,
+}
+
+/// An object.
+#[derive(Debug, Clone)]
+pub struct Object {
+    /// Metadata.
+    pub meta: Meta,
+    /// The rest.
+    pub body: Body,
+}
+
+/// What a kind says.
+#[derive(Debug, Clone)]
+pub enum Body {
+    /// Only its metadata matters.
+    Plain,
+    /// Pod.
+    Pod(Pod),
+    /// Service.
+    Service(Service),
+    /// WorkloadEntry.
+    Entry(Entry),
+    /// VirtualService.
+    VirtualService(VirtualService),
+    /// DestinationRule.
+    DestinationRule(DestinationRule),
+    /// PeerAuthentication.
+    PeerAuth(PeerAuth),
+    /// AuthorizationPolicy.
+    Authorization(Authorization),
+    /// Gateway of a waypoint class.
+    Gateway(Gateway),
+}
+
+const CLUSTER_KINDS: [&str; 2] = ["Namespace", "Node"];
+const PLAIN: [&str; 7] =
+    ["Namespace", "Node", "ServiceAccount", "Deployment", "StatefulSet", "ReplicaSet", "ConfigMap"];
+
+/// Parses a document; none when there is nothing to keep. Errors in `sink` refuse it.
+pub fn parse(value: &Value, sink: &Sink) -> (Key, Option<Object>) {
+    let doc = Reader::root(value, sink);
+    let kind = doc.required("kind");
+    let (namespace, name, meta) = doc.at("metadata", |m| {
+        let name = m.required("name");
+        let namespace = m.string("namespace").unwrap_or_else(|| Arc::from("default"));
+        if m.present() {
+            for (field, text) in [("name", &name), ("namespace", &namespace)] {
+                m.opt(field, |f| check_name(&f, text));
+            }
+        }
+        let created = m.string("creationTimestamp").unwrap_or_else(|| Arc::from(""));
+        (namespace, name, Meta { labels: m.map("labels"), annotations: m.map("annotations"), created })
+    });
+    let namespace = if CLUSTER_KINDS.contains(&&*kind) { Arc::from("") } else { namespace };
+    let key = Key { kind: kind.clone(), namespace: namespace.clone(), name };
+    let spec = |f: &mut dyn FnMut(Reader<'_>) -> Body| doc.at("spec", |s| required_spec(&s).then(|| f(s)));
+    let body = match &*kind {
+        "Pod" => Some(Body::Pod(kube::pod(&doc))),
+        "Service" => spec(&mut |s| Body::Service(kube::service(&s))),
+        "WorkloadEntry" => spec(&mut |s| Body::Entry(kube::entry(&s))),
+        "Gateway" => spec(&mut |s| Body::Gateway(kube::gateway(&s))),
+        "VirtualService" => spec(&mut |s| Body::VirtualService(virtual_service::parse(&s, &namespace))),
+        "DestinationRule" => spec(&mut |s| Body::DestinationRule(rule::parse(&s, &namespace))),
+        "PeerAuthentication" => Some(doc.at("spec", |s| Body::PeerAuth(authz::peer(&s)))),
+        "AuthorizationPolicy" => Some(doc.at("spec", |s| Body::Authorization(authz::policy(&s, &namespace)))),
+        plain if PLAIN.contains(&plain) => Some(Body::Plain),
+        "" => None,
+        other => {
+            let reason = format!("kind {other} is not used by the mesh");
+            sink.add(
+                Severity::Info,
+                "kind",
+                "unknown-kind",
+                reason,
+                "nothing to do unless it is a typing error",
+            );
+            Some(Body::Plain)
+        }
+    };
+    (key, body.map(|body| Object { meta, body }))
+}
+
+fn required_spec(spec: &Reader<'_>) -> bool {
+    if !spec.raw().is_object() {
+        spec.error("missing-field", "spec is missing or no mapping", "add it");
+    }
+    spec.raw().is_object()
+}
+
+fn check_name(field: &Reader<'_>, name: &str) {
+    let ok = name.len() <= 253
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.');
+    if !ok {
+        let remedy = "use lower-case letters, digits, - and .";
+        field.error("bad-name", format!("{name:?} is no Kubernetes name"), remedy);
+    }
+}
+
+/// The namespace and full name of a host: short names are of the object's namespace. The namespace is
+/// empty when the host is no service of the cluster (then compilation looks it up).
+pub fn resolve_host(host: &str, namespace: &str) -> (Arc<str>, Arc<str>) {
+    if !host.contains('.') {
+        return (namespace.into(), format!("{host}.{namespace}.svc.cluster.local").into());
+    }
+    let of = host.strip_suffix(".svc.cluster.local").and_then(|rest| rest.split_once('.'));
+    (of.map_or("", |(_, ns)| ns).into(), host.into())
+}

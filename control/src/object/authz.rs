@@ -1,0 +1,232 @@
+//! PeerAuthentication and AuthorizationPolicy.
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use mesh_core::model::{
+    PolicyAction, ServiceAccountMatch, StringMatch,
+    l7::{ConditionKey, L7Condition, L7Operation, L7Rule, L7Source},
+};
+use mesh_net::wire::l7::condition_key;
+
+use super::Labels;
+use crate::reader::Reader;
+
+/// Mode of a peer authentication.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Inherit.
+    Unset,
+    /// Plaintext is let in (also DISABLE, as in ambient).
+    Permissive,
+    /// Only mutual TLS.
+    Strict,
+}
+
+/// A peer authentication.
+#[derive(Debug, Clone)]
+pub struct PeerAuth {
+    /// Selected pods; none is all of the namespace (or mesh).
+    pub selector: Option<Labels>,
+    /// Mode.
+    pub mode: Mode,
+    /// Exceptions by port.
+    pub ports: Vec<(u16, Mode)>,
+}
+
+/// An authorization policy.
+#[derive(Debug, Clone)]
+pub struct Authorization {
+    /// Selected pods; none is all.
+    pub selector: Option<Labels>,
+    /// Kind and name of what it is attached to.
+    pub targets: Vec<(Arc<str>, Arc<str>)>,
+    /// Effect.
+    pub action: PolicyAction,
+    /// Rules with all attributes; L4 enforcement uses what it can.
+    pub rules: Vec<L7Rule>,
+}
+
+fn selector(spec: &Reader<'_>) -> Option<Labels> {
+    spec.opt("selector", |s| {
+        s.known(&["matchLabels"]);
+        s.map("matchLabels")
+    })
+    .filter(|labels| !labels.is_empty())
+}
+
+fn mode(r: &Reader<'_>) -> Mode {
+    match r.string("mode").as_deref() {
+        None | Some("UNSET") => Mode::Unset,
+        Some("STRICT") => Mode::Strict,
+        Some("PERMISSIVE" | "DISABLE") => Mode::Permissive,
+        Some(other) => {
+            r.at("mode", |f| f.error("bad-value", format!("{other} is no mode"), "use STRICT or PERMISSIVE"));
+            Mode::Unset
+        }
+    }
+}
+
+/// Parses a peer authentication.
+pub fn peer(spec: &Reader<'_>) -> PeerAuth {
+    if spec.present() {
+        spec.known(&["selector", "mtls", "portLevelMtls"]);
+    }
+    let ports = spec.at("portLevelMtls", |list| {
+        let keys = list.raw().as_object().into_iter().flatten().map(|(key, _)| key);
+        keys.filter_map(|key| {
+            let port = key.parse::<u16>().ok().filter(|p| *p > 0);
+            if port.is_none() {
+                list.error("bad-port", format!("{key:?} is no port"), "use a number from 1 to 65535");
+            }
+            Some((port?, list.at(key, |m| mode(&m))))
+        })
+        .collect()
+    });
+    PeerAuth { selector: selector(spec), mode: spec.at("mtls", |m| mode(&m)), ports }
+}
+
+/// Parses an authorization policy of a namespace.
+pub fn policy(spec: &Reader<'_>, namespace: &str) -> Authorization {
+    if spec.present() {
+        spec.known(&["selector", "targetRefs", "targetRef", "action", "rules"]);
+    }
+    let action = match spec.string("action").as_deref() {
+        None | Some("ALLOW") => PolicyAction::Allow,
+        Some("DENY") => PolicyAction::Deny,
+        Some(other) => {
+            let reason = format!("action {other} is not supported");
+            spec.at("action", |f| f.error("bad-value", reason, "use ALLOW or DENY"));
+            PolicyAction::Deny
+        }
+    };
+    let target = |t: Reader<'_>| (t.required("kind"), t.required("name"));
+    let mut targets = spec.each("targetRefs", target);
+    targets.extend(spec.opt("targetRef", target));
+    let rules = spec.each("rules", |r| rule(&r, namespace));
+    let selector = selector(spec);
+    if selector.is_some() && !targets.is_empty() {
+        spec.error("conflict", "selector and targetRefs exclude each other", "keep one of them");
+    }
+    Authorization { selector, targets, action, rules }
+}
+
+fn rule(r: &Reader<'_>, namespace: &str) -> L7Rule {
+    r.known(&["from", "to", "when"]);
+    L7Rule {
+        from: r.each("from", |f| {
+            f.known(&["source"]);
+            f.at("source", |s| source(&s, namespace))
+        }),
+        to: r.each("to", |t| {
+            t.known(&["operation"]);
+            t.at("operation", |o| operation(&o))
+        }),
+        when: r.each("when", |w| condition(&w)).into_iter().flatten().collect(),
+    }
+}
+
+/// A field that narrows a rule cannot be dropped: the policy would mean something else.
+fn must_know(r: &Reader<'_>, known: &[&str]) {
+    for key in r.raw().as_object().into_iter().flatten().map(|(key, _)| key) {
+        if !known.contains(&key.as_str()) {
+            let reason =
+                format!("{key:?} is not supported, and without it the policy would mean something else");
+            r.at(key, |f| f.error("unsupported-field", reason, "remove it"));
+        }
+    }
+}
+
+fn texts(r: &Reader<'_>, name: &str) -> Vec<StringMatch> {
+    r.strings(name).iter().map(|text| StringMatch::from_istio(text)).collect()
+}
+
+fn source(s: &Reader<'_>, namespace: &str) -> L7Source {
+    must_know(
+        s,
+        &[
+            "principals",
+            "notPrincipals",
+            "namespaces",
+            "notNamespaces",
+            "serviceAccounts",
+            "notServiceAccounts",
+            "ipBlocks",
+            "notIpBlocks",
+        ],
+    );
+    let accounts = |name: &str| {
+        let split = |text: Arc<str>| match text.split_once('/') {
+            Some((ns, sa)) => ServiceAccountMatch { namespace: ns.into(), service_account: sa.into() },
+            None => ServiceAccountMatch { namespace: namespace.into(), service_account: text },
+        };
+        s.strings(name).into_iter().map(split).collect()
+    };
+    L7Source {
+        principals: texts(s, "principals"),
+        not_principals: texts(s, "notPrincipals"),
+        namespaces: texts(s, "namespaces"),
+        not_namespaces: texts(s, "notNamespaces"),
+        service_accounts: accounts("serviceAccounts"),
+        not_service_accounts: accounts("notServiceAccounts"),
+        ip_blocks: blocks(s, "ipBlocks"),
+        not_ip_blocks: blocks(s, "notIpBlocks"),
+    }
+}
+
+/// An address or CIDR.
+pub fn cidr(text: &str) -> Option<IpNet> {
+    text.parse().ok().or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from))
+}
+
+fn blocks(s: &Reader<'_>, name: &str) -> Vec<IpNet> {
+    let item = |item: Reader<'_>| {
+        let text = item.text()?;
+        let net = cidr(text);
+        if net.is_none() {
+            item.error("bad-cidr", format!("{text:?} is no address or CIDR"), "write it like 10.0.0.0/8");
+        }
+        net
+    };
+    s.each(name, item).into_iter().flatten().collect()
+}
+
+fn operation(o: &Reader<'_>) -> L7Operation {
+    must_know(o, &["hosts", "notHosts", "ports", "notPorts", "methods", "notMethods", "paths", "notPaths"]);
+    let ports = |name: &str| {
+        let item = |item: Reader<'_>| {
+            let text = item.raw().as_str().map_or_else(|| item.raw().to_string(), str::to_string);
+            let port = text.parse::<u16>().ok().filter(|p| *p > 0);
+            if port.is_none() {
+                item.error("bad-port", format!("{text:?} is no port"), "use a number from 1 to 65535");
+            }
+            port
+        };
+        o.each(name, item).into_iter().flatten().collect()
+    };
+    L7Operation {
+        hosts: texts(o, "hosts"),
+        not_hosts: texts(o, "notHosts"),
+        ports: ports("ports"),
+        not_ports: ports("notPorts"),
+        methods: texts(o, "methods"),
+        not_methods: texts(o, "notMethods"),
+        paths: texts(o, "paths"),
+        not_paths: texts(o, "notPaths"),
+    }
+}
+
+fn condition(w: &Reader<'_>) -> Option<L7Condition> {
+    must_know(w, &["key", "values", "notValues"]);
+    let name = w.required("key");
+    let Some(key) = condition_key(&name) else {
+        w.at("key", |f| f.error("bad-value", format!("{name:?} is not supported"), "use a supported key"));
+        return None;
+    };
+    let matches = |field: &str| texts(w, field);
+    if matches!(key, ConditionKey::SourceIp | ConditionKey::DestinationIp) {
+        blocks(w, "values");
+        blocks(w, "notValues");
+    }
+    Some(L7Condition { key, values: matches("values"), not_values: matches("notValues") })
+}

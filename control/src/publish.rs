@@ -1,0 +1,96 @@
+//! Compiled values → encoded resources with versions.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use mesh_net::{
+    api::envoy::service::discovery::v3::Resource,
+    wire::{self, ADDRESS_TYPE, AUTHORIZATION_TYPE, L7_POLICY_TYPE, LABELS_TYPE, ROUTES_TYPE},
+};
+use prost::Message;
+use twox_hash::XxHash64;
+
+use crate::{compile::Compiled, finding::Finding};
+
+/// Resources of one type by name.
+pub type Resources = BTreeMap<String, Arc<Resource>>;
+
+/// What clients are given at one moment.
+#[derive(Debug, Default)]
+pub struct Published {
+    /// By type url.
+    pub types: BTreeMap<&'static str, Resources>,
+    /// The values behind them.
+    pub compiled: Compiled,
+    /// Findings.
+    pub findings: Vec<Finding>,
+    /// Node, namespace and service account of every pod.
+    pub accounts: BTreeSet<(Arc<str>, Arc<str>, Arc<str>)>,
+    /// Objects: key, file and line.
+    pub objects: Vec<(String, String, usize)>,
+}
+
+/// Encodes everything.
+pub fn encode(compiled: &Compiled) -> BTreeMap<&'static str, Resources> {
+    let mut address = Resources::new();
+    for w in compiled.workloads.values() {
+        let aliases = w.addresses.iter().map(|ip| format!("{}/{ip}", w.network)).collect();
+        put(
+            &mut address,
+            ADDRESS_TYPE,
+            w.uid.to_string(),
+            &wire::workload::workload_address(w),
+            (w, aliases),
+        );
+    }
+    for s in compiled.services.values() {
+        let alias = |v: &mesh_core::model::Vip| match v.range.prefix_len() == v.range.max_prefix_len() {
+            true => format!("{}/{}", v.network, v.range.addr()),
+            false => format!("{}/{}", v.network, v.range),
+        };
+        let aliases = s.vips.iter().map(alias).collect();
+        put(&mut address, ADDRESS_TYPE, s.key.to_string(), &wire::workload::service_address(s), (s, aliases));
+    }
+    let mut policies = Resources::new();
+    for p in compiled.policies.values() {
+        let message = wire::policy::to_authorization(p);
+        put(&mut policies, AUTHORIZATION_TYPE, p.key.to_string(), &message, (p, Vec::new()));
+    }
+    let mut routes = Resources::new();
+    for r in compiled.routes.values() {
+        put(&mut routes, ROUTES_TYPE, r.service.to_string(), &wire::l7::to_routes(r), (r, Vec::new()));
+    }
+    let mut l7 = Resources::new();
+    for p in compiled.l7_policies.values() {
+        put(&mut l7, L7_POLICY_TYPE, p.key.to_string(), &wire::l7::to_l7_policy(p), (p, Vec::new()));
+    }
+    let mut labels = Resources::new();
+    for l in compiled.labels.values() {
+        put(&mut labels, LABELS_TYPE, l.uid.to_string(), &wire::l7::to_labels(l), (l, Vec::new()));
+    }
+    [
+        (ADDRESS_TYPE, address),
+        (AUTHORIZATION_TYPE, policies),
+        (ROUTES_TYPE, routes),
+        (L7_POLICY_TYPE, l7),
+        (LABELS_TYPE, labels),
+    ]
+    .into()
+}
+
+/// The version is of the value, not of the bytes: maps are encoded in no particular order.
+fn put(
+    into: &mut Resources,
+    type_url: &str,
+    name: String,
+    message: &impl Message,
+    (value, aliases): (&impl serde::Serialize, Vec<String>),
+) {
+    let bytes = message.encode_to_vec();
+    let text = serde_json::to_vec(value).unwrap_or_else(|_| bytes.clone());
+    let version = format!("{:016x}", XxHash64::oneshot(0, &text));
+    let body = prost_types::Any { type_url: type_url.into(), value: bytes };
+    into.insert(name.clone(), Arc::new(Resource { version, resource: Some(body), name, aliases }));
+}
