@@ -19,6 +19,9 @@ use crate::{
     xds::{ControlEndpoint, EndpointError},
 };
 
+/// How long a request may take; one that hangs must not hold its slot for ever.
+const DEADLINE: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// An issued certificate. The key exists only in memory and is never printed.
 pub struct Issued {
     /// Whose it is.
@@ -109,7 +112,10 @@ impl IstioCa {
             metadata: self.impersonate.then(|| impersonation(identity)),
         });
         self.endpoint.authorize(&mut request).map_err(unreachable)?;
-        let answer = IstioCertificateServiceClient::new(channel).create_certificate(request).await;
+        let mut client = IstioCertificateServiceClient::new(channel);
+        let answer = tokio::time::timeout(DEADLINE, client.create_certificate(request))
+            .await
+            .map_err(|_| SignError::Unreachable(format!("no answer within {} s", DEADLINE.as_secs())))?;
         let answer = answer.map_err(|status| match status.code() {
             Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => {
                 SignError::Unreachable(status.message().into())

@@ -46,14 +46,16 @@ pub struct CertificateManager<S> {
     signer: Arc<S>,
     config: ManagerConfig,
     requests: Arc<Semaphore>,
-    identities: Mutex<HashMap<Identity, watch::Sender<CertState>>>,
+    identities: Arc<Identities>,
 }
+
+type Identities = Mutex<HashMap<Identity, watch::Sender<CertState>>>;
 
 impl<S: Signer> CertificateManager<S> {
     /// Starts with nothing.
     pub fn new(signer: S, config: ManagerConfig) -> Self {
         let requests = Arc::new(Semaphore::new(config.concurrent));
-        Self { signer: Arc::new(signer), config, requests, identities: Mutex::default() }
+        Self { signer: Arc::new(signer), config, requests, identities: Arc::default() }
     }
 
     /// Follows the certificate of an identity. Must be called on a tokio runtime, which runs the renewal.
@@ -72,6 +74,7 @@ impl<S: Signer> CertificateManager<S> {
             requests: self.requests.clone(),
             config: self.config.clone(),
             state: sender,
+            identities: self.identities.clone(),
         };
         tokio::spawn(keep.run());
         receiver
@@ -90,6 +93,7 @@ struct Renewal<S> {
     requests: Arc<Semaphore>,
     config: ManagerConfig,
     state: watch::Sender<CertState>,
+    identities: Arc<Identities>,
 }
 
 impl<S: Signer> Renewal<S> {
@@ -111,10 +115,25 @@ impl<S: Signer> Renewal<S> {
                 }
             };
             tokio::select! {
-                () = self.state.closed() => return,
+                () = self.state.closed() => {
+                    if self.forgotten() {
+                        return;
+                    }
+                }
                 () = tokio::time::sleep(wait) => {}
             }
         }
+    }
+
+    /// Leaves the table, unless somebody subscribed again meanwhile: decided under the table's lock,
+    /// which new subscribers hold too.
+    fn forgotten(&self) -> bool {
+        let mut identities = self.identities.lock().unwrap_or_else(PoisonError::into_inner);
+        let over = self.state.is_closed();
+        if over && identities.get(&self.identity).is_some_and(|sender| sender.same_channel(&self.state)) {
+            identities.remove(&self.identity);
+        }
+        over
     }
 
     async fn issue(&self) -> Result<Issued, SignError> {
