@@ -112,6 +112,14 @@ impl Builder {
 /// # Errors
 /// The CA, a listener or the watch cannot be set up.
 pub async fn run(config: Config) -> Result<()> {
+    run_with(config, |_, _| ()).await
+}
+
+/// Like [`run`]; tells the addresses of the configuration and admin listeners once they are bound.
+///
+/// # Errors
+/// See [`run`].
+pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)) -> Result<()> {
     let ca = Arc::new(Ca::open(&config.state, config.ca.as_ref(), &config.options.trust_domain)?);
     let (sender, current) = watch::channel(Arc::new(Published::default()));
     let (clients, certificates) = (Arc::new(Clients::default()), Arc::default());
@@ -125,6 +133,8 @@ pub async fn run(config: Config) -> Result<()> {
         compilations: compilations.clone(),
         out: sender,
     };
+    // Nobody is served before the folder was compiled once: an empty answer would mean "all is gone".
+    let builder = built(builder).await?;
     let watching = tokio::spawn(watch_folder(builder));
     let tokens = Tokens(config.tokens.clone());
     let push = Push { current: current.clone(), tokens: tokens.clone(), clients: clients.clone() };
@@ -137,13 +147,16 @@ pub async fn run(config: Config) -> Result<()> {
     };
     let admin = Admin { current, clients, certificates, compilations };
     let listener = TcpListener::bind(config.admin).await.context("admin address cannot be bound")?;
+    let admin_address = listener.local_addr()?;
     let served = axum::serve(listener, router(admin));
     let mut names = vec!["localhost".to_string(), "127.0.0.1".into(), config.listen.ip().to_string()];
     names.extend(config.names.iter().cloned());
     let (chain, key) = ca.server(names)?;
     let tls = ServerTlsConfig::new().identity(Identity::from_pem(chain, key));
     let incoming = TcpIncoming::bind(config.listen).map_err(anyhow::Error::msg)?;
-    tracing::info!(listen = %config.listen, admin = %config.admin, "control plane started");
+    let address = incoming.local_addr()?;
+    bound(address, admin_address);
+    tracing::info!(listen = %address, admin = %admin_address, "control plane started");
     let grpc = Server::builder()
         .tls_config(tls)?
         .add_service(AggregatedDiscoveryServiceServer::new(push))
@@ -167,6 +180,14 @@ async fn terminated() {
     }
 }
 
+async fn built(mut builder: Builder) -> Result<Builder> {
+    let work = move || {
+        builder.build();
+        builder
+    };
+    tokio::task::spawn_blocking(work).await.context("compilation panicked")
+}
+
 async fn watch_folder(mut builder: Builder) -> Result<()> {
     let (wake, mut woken) = mpsc::channel(1);
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
@@ -176,11 +197,7 @@ async fn watch_folder(mut builder: Builder) -> Result<()> {
     })?;
     watcher.watch(&builder.folder, RecursiveMode::Recursive).context("folder cannot be watched")?;
     loop {
-        builder = tokio::task::spawn_blocking(move || {
-            builder.build();
-            builder
-        })
-        .await?;
+        builder = built(builder).await?;
         if let Ok(None) = tokio::time::timeout(RESCAN, woken.recv()).await {
             anyhow::bail!("file watch ended");
         }
