@@ -1,4 +1,5 @@
 //! The real server with the real clients of agents, over TLS.
+#![allow(clippy::unwrap_used, reason = "a test panics, so that the line number survives")]
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
