@@ -2,7 +2,12 @@
 
 pub mod api;
 pub mod ca;
+pub mod dial;
+pub mod hbone;
+pub mod listen;
+pub mod relay;
 pub mod store;
 pub mod task;
+pub mod tls;
 pub mod wire;
 pub mod xds;

@@ -1,0 +1,66 @@
+//! Connecting to applications and peers, from an address that need not be ours.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use mesh_core::outcome::{Reason, Refusal};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
+
+/// Mark of the mesh's own sockets, which capture leaves alone.
+pub const MARK: u32 = 0x539;
+/// Time for connecting.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Makes a marked socket in the calling thread's network namespace; with `from`, one that connects
+/// from that address even if it is not local (needs CAP_NET_ADMIN).
+///
+/// # Errors
+/// The kernel's.
+pub fn socket(to: SocketAddr, from: Option<IpAddr>) -> io::Result<TcpSocket> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_mark(MARK)?;
+    if let Some(from) = from {
+        match from {
+            IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
+            IpAddr::V6(_) => socket.set_freebind_v6(true)?,
+        }
+        socket.bind(&SocketAddr::new(from, 0).into())?;
+    }
+    tune(&socket)?;
+    Ok(TcpSocket::from_std_stream(socket.into()))
+}
+
+/// Connects a socket of [`socket`].
+///
+/// # Errors
+/// `ConnectTimeout` after [`CONNECT_TIMEOUT`], `ConnectFailed`.
+pub async fn connect(socket: TcpSocket, to: SocketAddr) -> Result<TcpStream, Refusal> {
+    match timeout(CONNECT_TIMEOUT, socket.connect(to)).await {
+        Ok(Ok(stream)) => Ok(stream),
+        Ok(Err(error)) => Err(Refusal::new(Reason::ConnectFailed, format!("{to}: {error}"))),
+        Err(_) => Err(Refusal::new(Reason::ConnectTimeout, format!("{to} within {CONNECT_TIMEOUT:?}"))),
+    }
+}
+
+/// Prepares an accepted connection: no delay, keepalive as Istio's (180 s, 180 s, 9).
+///
+/// # Errors
+/// The kernel's.
+pub fn prepare(stream: &TcpStream) -> io::Result<()> {
+    tune(&SockRef::from(stream))
+}
+
+fn tune(socket: &Socket) -> io::Result<()> {
+    let every = Duration::from_secs(180);
+    socket.set_tcp_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(every).with_interval(every).with_retries(9);
+    socket.set_tcp_keepalive(&keepalive)
+}

@@ -1,0 +1,177 @@
+//! Copying bytes both ways with half-close, resets and back-pressure; an idle flow owns no buffer.
+
+#[cfg(test)]
+mod tests;
+
+use std::{cell::Cell, future::poll_fn, io, net::Shutdown, time::Duration};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use mesh_core::outcome::Reason;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use crate::hbone::{HboneStream, MAX_WRITE};
+
+const MIN_BUFFER: usize = 4 << 10;
+
+/// Bytes moved so far; readable while the flow runs.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// From the first stream to the second.
+    pub sent: Cell<u64>,
+    /// From the second stream to the first.
+    pub received: Cell<u64>,
+}
+
+/// A flow that did not end in order.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}: {source}")]
+pub struct Broken {
+    /// `ClientReset` for the first stream, `UpstreamReset` for the second; the side that failed.
+    pub reason: Reason,
+    /// What happened.
+    pub source: io::Error,
+}
+
+/// Which side failed.
+enum Side {
+    Tcp(io::Error),
+    Far(io::Error),
+}
+
+/// Copies between an application's socket and a tunnel until both directions ended. `sent` counts
+/// bytes into the tunnel. A reset of either side resets the other.
+///
+/// # Errors
+/// `near` is the reason when the socket fails, `far` when the tunnel does.
+pub async fn tunnel(
+    tcp: TcpStream,
+    mut stream: HboneStream,
+    counters: &Counters,
+    near: Reason,
+    far: Reason,
+) -> Result<(), Broken> {
+    let (up, down) = (&mut stream.up, &mut stream.down);
+    let sending = async {
+        let mut size = MIN_BUFFER;
+        loop {
+            tokio::select! {
+                ready = tcp.readable() => ready.map_err(Side::Tcp)?,
+                error = poll_fn(|cx| up.poll_reset(cx)) => return Err(Side::Far(error)),
+            }
+            let room = poll_fn(|cx| up.poll_room(cx, size)).await.map_err(Side::Far)?;
+            match read(&tcp, room, &mut size).map_err(Side::Tcp)? {
+                Some(bytes) if bytes.is_empty() => return up.finish().map_err(Side::Far),
+                Some(bytes) => {
+                    add(&counters.sent, bytes.len());
+                    up.send(bytes).map_err(Side::Far)?;
+                }
+                None => {}
+            }
+        }
+    };
+    let receiving = async {
+        while let Some(bytes) = poll_fn(|cx| down.poll_chunk(cx)).await.map_err(Side::Far)? {
+            let count = bytes.len();
+            write_all(&tcp, &bytes).await.map_err(Side::Tcp)?;
+            add(&counters.received, count);
+            down.release(count);
+        }
+        end(&tcp).map_err(Side::Tcp)
+    };
+    match tokio::try_join!(sending, receiving) {
+        Ok(_) => Ok(()),
+        Err(side) => {
+            stream.reset();
+            let (reason, source) = match side {
+                Side::Tcp(source) => (near, source),
+                Side::Far(source) => (far, source),
+            };
+            abort(&tcp);
+            Err(Broken { reason, source })
+        }
+    }
+}
+
+/// Copies between two sockets until both directions ended. A reset of either side resets the other.
+///
+/// # Errors
+/// `ClientReset` when reading from or writing to `client` fails, else `UpstreamReset`.
+pub async fn plain(client: TcpStream, upstream: TcpStream, counters: &Counters) -> Result<(), Broken> {
+    let result = tokio::try_join!(
+        copy(&client, &upstream, &counters.sent, Side::Tcp, Side::Far),
+        copy(&upstream, &client, &counters.received, Side::Far, Side::Tcp),
+    );
+    let (reason, source) = match result {
+        Ok(_) => return Ok(()),
+        Err(Side::Tcp(source)) => (Reason::ClientReset, source),
+        Err(Side::Far(source)) => (Reason::UpstreamReset, source),
+    };
+    abort(&client);
+    abort(&upstream);
+    Err(Broken { reason, source })
+}
+
+async fn copy(
+    from: &TcpStream,
+    to: &TcpStream,
+    counter: &Cell<u64>,
+    reading: fn(io::Error) -> Side,
+    writing: fn(io::Error) -> Side,
+) -> Result<(), Side> {
+    let mut size = MIN_BUFFER;
+    loop {
+        from.readable().await.map_err(reading)?;
+        match read(from, size, &mut size).map_err(reading)? {
+            Some(bytes) if bytes.is_empty() => return end(to).map_err(writing),
+            Some(bytes) => {
+                write_all(to, &bytes).await.map_err(writing)?;
+                add(counter, bytes.len());
+            }
+            None => {}
+        }
+    }
+}
+
+/// Reads what is there, up to `room`; none when nothing is, empty at the end. `size` follows the load.
+fn read(tcp: &TcpStream, room: usize, size: &mut usize) -> io::Result<Option<Bytes>> {
+    let mut buffer = BytesMut::with_capacity(room).limit(room);
+    match tcp.try_read_buf(&mut buffer) {
+        Ok(count) => {
+            *size = if count >= *size { (*size * 4).min(MAX_WRITE) } else { (*size / 2).max(MIN_BUFFER) };
+            Ok(Some(buffer.into_inner().freeze()))
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+async fn write_all(tcp: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match tcp.try_write(bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => tcp.writable().await?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Ends the writing direction. A peer that is gone already is no error: its own direction tells.
+fn end(tcp: &TcpStream) -> io::Result<()> {
+    match SockRef::from(tcp).shutdown(Shutdown::Write) {
+        Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Makes closing send a RST.
+fn abort(tcp: &TcpStream) {
+    if let Err(error) = SockRef::from(tcp).set_linger(Some(Duration::ZERO)) {
+        tracing::debug!(%error, "socket cannot be reset");
+    }
+}
+
+fn add(counter: &Cell<u64>, count: usize) {
+    counter.set(counter.get() + count as u64);
+}
