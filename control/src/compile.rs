@@ -95,7 +95,19 @@ pub fn compile(store: &Store, options: &Options, vips: &mut Vips) -> Compiled {
     l4::compile(&mut cx);
     services::attach_waypoints(&mut cx);
     l4::require_waypoints(&mut cx);
+    gateways(&mut cx);
     cx.out
+}
+
+/// A Gateway of a waypoint class makes nothing by itself yet: say so.
+fn gateways(cx: &mut Context<'_>) {
+    for (key, object) in cx.each("Gateway") {
+        if let Body::Gateway(gateway) = &object.body {
+            let reason = format!("a Gateway of class {} does not make a waypoint yet", gateway.class);
+            let remedy = "run a waypoint of this name, or leave it to the one that routes bring about";
+            cx.note(key, "spec.gatewayClassName", "not-provisioned", reason, remedy);
+        }
+    }
 }
 
 impl<'a> Context<'a> {

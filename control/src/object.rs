@@ -88,6 +88,9 @@ pub enum Body {
 const CLUSTER_KINDS: [&str; 2] = ["Namespace", "Node"];
 const PLAIN: [&str; 7] =
     ["Namespace", "Node", "ServiceAccount", "Deployment", "StatefulSet", "ReplicaSet", "ConfigMap"];
+/// Kinds that Istio's users expect to work and that we do not read.
+const NOT_YET: [&str; 6] =
+    ["ServiceEntry", "EndpointSlice", "RequestAuthentication", "EnvoyFilter", "Sidecar", "HTTPRoute"];
 
 /// Parses a document; none when there is nothing to keep. Errors in `sink` refuse it.
 pub fn parse(value: &Value, sink: &Sink) -> (Key, Option<Object>) {
@@ -118,6 +121,11 @@ pub fn parse(value: &Value, sink: &Sink) -> (Key, Option<Object>) {
         "AuthorizationPolicy" => Some(doc.at("spec", |s| Body::Authorization(authz::policy(&s, &namespace)))),
         plain if PLAIN.contains(&plain) => Some(Body::Plain),
         "" => None,
+        later if NOT_YET.contains(&later) => {
+            let reason = format!("kind {later} is not supported yet and has no effect");
+            sink.add(Severity::Warning, "kind", "unsupported-kind", reason, "do not rely on it");
+            Some(Body::Plain)
+        }
         other => {
             let reason = format!("kind {other} is not used by the mesh");
             sink.add(
