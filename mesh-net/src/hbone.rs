@@ -4,7 +4,7 @@ pub mod client;
 pub mod pool;
 pub mod server;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{
     cell::Cell,

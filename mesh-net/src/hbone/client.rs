@@ -13,9 +13,7 @@ use mesh_core::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 
-use super::{
-    CONNECTION_WINDOW, FRAME_SIZE, HboneStream, STREAM_WINDOW, Share, Usage, ping_until_silent,
-};
+use super::{CONNECTION_WINDOW, FRAME_SIZE, HboneStream, STREAM_WINDOW, Share, Usage, ping_until_silent};
 use crate::tls;
 
 /// Streams per connection: what ztunnel assumes of a peer.
@@ -34,11 +32,8 @@ pub struct Head {
 
 impl Head {
     fn write(self, headers: &mut HeaderMap) {
-        let fields = [
-            ("baggage", self.baggage),
-            ("forwarded", self.forwarded),
-            ("traceparent", self.traceparent),
-        ];
+        let fields =
+            [("baggage", self.baggage), ("forwarded", self.forwarded), ("traceparent", self.traceparent)];
         for (name, text) in fields {
             if let Some(Ok(value)) = text.map(http::HeaderValue::try_from) {
                 headers.insert(name, value);

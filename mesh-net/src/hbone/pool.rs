@@ -1,6 +1,11 @@
 //! Connections kept per source and destination workload, on one thread.
 
-use std::{cell::RefCell, collections::HashMap, net::{IpAddr, SocketAddr}, rc::Rc};
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    net::{IpAddr, SocketAddr},
+    rc::Rc,
+};
 
 use mesh_core::{
     hbone::Authority,
@@ -9,7 +14,10 @@ use mesh_core::{
     outcome::{Reason, Refusal},
 };
 
-use super::{HboneStream, client::{Client, Head}};
+use super::{
+    HboneStream,
+    client::{Client, Head},
+};
 
 /// Most connections per key that are opened so that small flows do not wait behind bulk ones.
 const SPREAD: usize = 4;

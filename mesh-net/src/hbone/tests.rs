@@ -26,7 +26,7 @@ use crate::tls::{
 pub(crate) struct Fixture {
     pub(crate) address: SocketAddr,
     client: WorkloadTls,
-    pub(crate) drain: CancellationToken,
+    _stop: tokio_util::sync::DropGuard,
     pub(crate) accepted: Rc<Cell<u32>>,
 }
 
@@ -50,7 +50,7 @@ impl Fixture {
                 spawn_local(async move { serve(tcp, peer, &tls, token, handle).await });
             }
         });
-        Self { address, client, drain, accepted }
+        Self { address, client, _stop: drain.drop_guard(), accepted }
     }
 
     pub(crate) async fn dial(&self) -> Result<Client, Refusal> {
@@ -60,7 +60,12 @@ impl Fixture {
     }
 
     fn key(&self, uid: &str) -> Key {
-        Key { source: id("client"), from: self.address.ip(), peer: uid.into(), address: self.address }
+        Key {
+            source: id("client"),
+            from: self.address.ip(),
+            peer: mesh_core::model::WorkloadUid::new(uid),
+            address: self.address,
+        }
     }
 }
 

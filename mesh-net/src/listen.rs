@@ -1,0 +1,42 @@
+//! Listening sockets. They are made in the calling thread's network namespace: agents call this on a
+//! thread that entered the pod's.
+
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+};
+
+use socket2::{Domain, Protocol, Socket, Type};
+
+const BACKLOG: i32 = 1024;
+
+/// Listens on every address, both families; IPv4 alone where there is no IPv6. Non-blocking, to be
+/// given to `tokio::net::TcpListener::from_std`. `transparent` accepts connections to any address
+/// (needs CAP_NET_ADMIN).
+///
+/// # Errors
+/// The kernel's, for example that the port is taken.
+pub fn listen(port: u16, transparent: bool) -> io::Result<TcpListener> {
+    match bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), transparent) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => {
+            bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), transparent)
+        }
+        result => result,
+    }
+}
+
+fn bind(address: SocketAddr, transparent: bool) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    if transparent {
+        // The option of IPv4 covers the socket as a whole, IPv6 included.
+        socket.set_ip_transparent_v4(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
