@@ -31,6 +31,9 @@ pub struct Key {
     pub from: IpAddr,
     /// The workload that terminates it.
     pub peer: WorkloadUid,
+    /// Identities of which the peer proved one. Part of the key, so that a change of what is expected
+    /// never reuses a connection that was checked against something else.
+    pub expected: Vec<Identity>,
     /// Where it goes.
     pub address: SocketAddr,
 }

@@ -64,6 +64,7 @@ impl Fixture {
             source: id("client"),
             from: self.address.ip(),
             peer: mesh_core::model::WorkloadUid::new(uid),
+            expected: vec![id("server")],
             address: self.address,
         }
     }
@@ -136,6 +137,13 @@ async fn the_pool_dials_once_for_many_flows_and_never_crosses_workloads() {
         assert_eq!((fixture.accepted.get(), pool.connections()), (1, 1));
         pool.open(fixture.key("b"), &target(), Head::default(), || fixture.dial()).await.unwrap();
         assert_eq!((fixture.accepted.get(), pool.connections()), (2, 2));
+        let changed = Key { expected: vec![id("server"), id("other")], ..fixture.key("a") };
+        pool.open(changed, &target(), Head::default(), || fixture.dial()).await.unwrap();
+        assert_eq!(
+            (fixture.accepted.get(), pool.connections()),
+            (3, 3),
+            "another expectation, another connection"
+        );
         drop(streams);
         pool.release_idle();
         assert_eq!(pool.connections(), 0);
