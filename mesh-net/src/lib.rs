@@ -5,6 +5,7 @@ pub mod ca;
 pub mod dial;
 pub mod hbone;
 pub mod listen;
+pub mod load;
 pub mod relay;
 pub mod store;
 pub mod task;

@@ -17,17 +17,30 @@ const BACKLOG: i32 = 1024;
 /// # Errors
 /// The kernel's, for example that the port is taken.
 pub fn listen(port: u16, transparent: bool) -> io::Result<TcpListener> {
-    match bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), transparent) {
+    one(port, transparent, false)
+}
+
+/// `count` sockets as those of [`listen`] that share a port: the kernel spreads connections over them.
+///
+/// # Errors
+/// As [`listen`].
+pub fn group(port: u16, transparent: bool, count: usize) -> io::Result<Vec<TcpListener>> {
+    (0..count).map(|_| one(port, transparent, true)).collect()
+}
+
+fn one(port: u16, transparent: bool, shared: bool) -> io::Result<TcpListener> {
+    match bind(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), transparent, shared) {
         Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => {
-            bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), transparent)
+            bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), transparent, shared)
         }
         result => result,
     }
 }
 
-fn bind(address: SocketAddr, transparent: bool) -> io::Result<TcpListener> {
+fn bind(address: SocketAddr, transparent: bool, shared: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }

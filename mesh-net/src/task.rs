@@ -33,6 +33,11 @@ impl Drain {
         self.asked.cancelled().await;
     }
 
+    /// Cancelled when the group is asked to end: for what takes a token.
+    pub fn token(&self) -> CancellationToken {
+        self.asked.clone()
+    }
+
     /// Whether the group was asked to end.
     pub fn is_asked(&self) -> bool {
         self.asked.is_cancelled()
