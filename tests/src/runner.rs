@@ -78,6 +78,7 @@ fn nginx(world: &World, pod: &Pod, container: &Value) -> Result<Process> {
     let home = world.root.join("pods").join(format!("{}.{}", pod.namespace, pod.name));
     fs::create_dir_all(home.join("html"))?;
     fs::create_dir_all(home.join("tmp"))?;
+    fs::write(home.join("html/index.html"), "Welcome to nginx!\n")?;
     fs::write(home.join("nginx.conf"), nginx_conf(&home))?;
     let default = [json!("nginx"), json!("-g"), json!("daemon off;")];
     let words = |field: &str| container[field].as_array().cloned().unwrap_or_default();
