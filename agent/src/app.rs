@@ -23,7 +23,7 @@ use crate::{
     config::Config,
     kernel_events, mesh_sync, netns,
     pods::folder::{Folder, NodeFacts},
-    record::Recorder,
+    record,
     redirect::Ebpf,
     registry::Registry,
     supervisor::{self, Means},
@@ -45,7 +45,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let folder = config.folder.clone().context("--folder is needed")?;
     let metrics = Metrics::new();
-    let recorder = Recorder::register(&metrics)?;
+    let families = record::Families::register(&metrics)?;
     let (ready, stop, cancel) = (Ready::new(), Drain::new(), CancellationToken::new());
 
     let endpoint = endpoint(&config)?;
@@ -68,7 +68,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let shared = Shared {
         redirector: redirector.clone(),
         snapshots: store.subscribe(),
-        recorder,
+        families,
         max_flows: config.max_connections,
         stop: stop.clone(),
     };

@@ -91,6 +91,8 @@ pub struct Flow {
     pub opened: Instant,
     /// Bytes so far, as the relay counts them: see [`Flow::bytes`].
     pub counters: Counters,
+    /// Bytes that metrics know of already.
+    pub told: Cell<(u64, u64)>,
     reversed: Cell<bool>,
     /// What is known of its ends.
     pub ends: RefCell<Ends>,
@@ -191,6 +193,7 @@ impl Flows {
             client,
             opened: Instant::now(),
             counters: Counters::default(),
+            told: Cell::default(),
             reversed: Cell::new(false),
             ends: RefCell::default(),
             facts: RefCell::default(),
@@ -227,6 +230,12 @@ impl Flows {
     pub fn close_pod(&self, uid: &str, refusal: &Refusal) {
         let open = self.open.borrow();
         open.values().filter(|flow| *flow.member.info.uid == *uid).for_each(|flow| flow.close(refusal.clone()));
+    }
+
+    /// Tells metrics what open flows moved.
+    pub fn tell(&self) {
+        let open = self.open.borrow();
+        open.values().filter(|flow| flow.announced.get()).for_each(|flow| self.recorder.moved(flow));
     }
 
     /// Number of open flows.

@@ -1,23 +1,23 @@
 //! What is said of a flow: metrics and one access-log line.
 
-use std::sync::Arc;
+use std::rc::Rc;
 
-use mesh_core::outcome::{Path, Reason};
+use mesh_core::outcome::{Path, Reason, Stage};
+use mesh_net::telemetry::tcp;
 use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
 
-use crate::flow::{Failure, Flow};
+use crate::flow::{Direction, Failure, Flow};
 
-/// Counts and logs flows. Cheap to clone.
+/// Metrics that all threads share.
 #[derive(Clone)]
-pub struct Recorder(Arc<Families>);
-
-struct Families {
+pub struct Families {
     open: IntGaugeVec,
     carried: IntCounterVec,
     refused: IntCounterVec,
+    tcp: tcp::Families,
 }
 
-impl Recorder {
+impl Families {
     /// Registers the metrics.
     ///
     /// # Errors
@@ -43,28 +43,84 @@ impl Recorder {
             "Connections that were refused or did not end in order, by reason",
             &["direction", "stage", "reason"],
         )?;
-        Ok(Self(Arc::new(Families { open, carried, refused })))
+        Ok(Self { open, carried, refused, tcp: tcp::Families::register(registry)? })
+    }
+}
+
+/// Counts and logs the flows of one thread.
+pub struct Recorder {
+    families: Families,
+    handles: tcp::Handles,
+}
+
+impl Recorder {
+    /// A recorder for one thread.
+    pub fn new(families: Families) -> Self {
+        let handles = tcp::Handles::new(families.tcp.clone());
+        Self { families, handles }
     }
 
     /// A flow is carried, or known to fail.
     pub fn opened(&self, flow: &Flow) {
-        self.0.open.with_label_values(&[flow.direction.as_str()]).inc();
+        self.families.open.with_label_values(&[flow.direction.as_str()]).inc();
+        self.handle(flow).open();
+    }
+
+    /// Counts the bytes that a flow moved since the last call.
+    pub fn moved(&self, flow: &Flow) {
+        let ((sent, received), (told_sent, told_received)) = (flow.bytes(), flow.told.get());
+        if (sent, received) == (told_sent, told_received) {
+            return;
+        }
+        flow.told.set((sent, received));
+        // Istio's names are the server's: it receives what the client sent.
+        let handle = self.handle(flow);
+        handle.received.inc_by(sent - told_sent);
+        handle.sent.inc_by(received - told_received);
     }
 
     /// A flow has ended.
     pub fn closed(&self, flow: &Flow, outcome: &Result<(), Failure>) {
+        self.moved(flow);
         let direction = flow.direction.as_str();
-        self.0.open.with_label_values(&[direction]).dec();
+        self.families.open.with_label_values(&[direction]).dec();
         let path = flow.ends.borrow().path.map_or("none", Path::as_str);
         match outcome {
-            Ok(()) => self.0.carried.with_label_values(&[direction, path]).inc(),
+            Ok(()) => self.families.carried.with_label_values(&[direction, path]).inc(),
             Err(failure) => {
-                let stage = format!("{:?}", failure.stage).to_lowercase();
                 let reason = failure.refusal.reason.as_str();
-                self.0.refused.with_label_values(&[direction, &stage, reason]).inc();
+                self.families.refused.with_label_values(&[direction, stage(failure.stage), reason]).inc();
             }
         }
+        self.handle(flow).close(outcome.as_ref().err().map(|failure| failure.refusal.reason));
         log(flow, outcome);
+    }
+
+    /// The counters of a flow as it is known now.
+    fn handle(&self, flow: &Flow) -> Rc<tcp::Handle> {
+        let ends = flow.ends.borrow();
+        let reporter = match flow.direction {
+            Direction::Outbound => "source",
+            Direction::Inbound => "destination",
+        };
+        self.handles.of(&tcp::Ends {
+            reporter,
+            source: ends.source.as_ref(),
+            destination: ends.destination.as_ref(),
+            service: ends.service.as_ref(),
+            source_identity: ends.source_identity.as_ref(),
+            mutual_tls: ends.source_identity.is_some(),
+            path: ends.path.map_or("none", Path::as_str),
+        })
+    }
+}
+
+fn stage(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Accept => "accept",
+        Stage::Plan => "plan",
+        Stage::Dial => "dial",
+        Stage::Relay => "relay",
     }
 }
 

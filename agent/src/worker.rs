@@ -40,7 +40,7 @@ use crate::{
     member::Member,
     netns::Home,
     outbound,
-    record::Recorder,
+    record::{Families, Recorder},
     redirect::AnyRedirector,
 };
 
@@ -50,6 +50,8 @@ const COMMANDS: usize = 64;
 const EXHAUSTED: Duration = Duration::from_millis(20);
 /// Tunnels without streams are closed at this interval.
 const RELEASE_EVERY: Duration = Duration::from_secs(60);
+/// Bytes of open flows reach metrics at this interval, and when a flow ends.
+const TELL_EVERY: Duration = Duration::from_secs(5);
 /// How long a connection is held for the control plane to tell of a workload (as ztunnel).
 const HOLD: Duration = Duration::from_secs(5);
 
@@ -60,8 +62,8 @@ pub struct Shared {
     pub redirector: AnyRedirector,
     /// Snapshots.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
-    /// Metrics and logs.
-    pub recorder: Recorder,
+    /// Metrics.
+    pub families: Families,
     /// Most flows per worker.
     pub max_flows: usize,
     /// Counts the flows of the node.
@@ -156,7 +158,7 @@ impl Worker {
             redirector: shared.redirector,
             pool: Pool::default(),
             load: Rc::default(),
-            flows: Flows::new(shared.recorder, shared.max_flows),
+            flows: Flows::new(Recorder::new(shared.families), shared.max_flows),
             snapshots: shared.snapshots,
             home,
             stop: shared.stop,
@@ -168,6 +170,7 @@ impl Worker {
     async fn run(self: Rc<Self>, mut commands: mpsc::Receiver<Command>) {
         spawn_local(self.clone().follow());
         spawn_local(self.clone().release());
+        spawn_local(self.clone().tell());
         while let Some(command) = commands.recv().await {
             match command {
                 Command::Serve(member, listeners) => self.serve(&member, listeners),
@@ -199,6 +202,13 @@ impl Worker {
         loop {
             tokio::time::sleep(RELEASE_EVERY).await;
             self.pool.release_idle();
+        }
+    }
+
+    async fn tell(self: Rc<Self>) {
+        loop {
+            tokio::time::sleep(TELL_EVERY).await;
+            self.flows.tell();
         }
     }
 

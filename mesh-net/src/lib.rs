@@ -9,6 +9,7 @@ pub mod load;
 pub mod relay;
 pub mod store;
 pub mod task;
+pub mod telemetry;
 pub mod tls;
 pub mod wire;
 pub mod xds;
