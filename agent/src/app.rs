@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::{self, Admin},
-    bpf::{Bpf, BpfConfig},
+    bpf::{Bpf, BpfConfig, StatsSwitch},
     cgroup,
     config::Config,
     kernel_events, mesh_sync, netns,
@@ -89,6 +89,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tokio::spawn(mesh_sync::run(bpf.clone(), store.subscribe(), config.mesh_cidrs.clone()));
     tokio::spawn(kernel_events::run(bpf.clone(), kernel_events::Families::register(&metrics)?, registry.clone(), store.subscribe()));
 
+    let _counting = match config.no_bpf_stats {
+        true => None,
+        false => StatsSwitch::on().inspect_err(|error| tracing::warn!(%error, "programs run unmeasured")).ok(),
+    };
     let admin = Admin {
         node: config.node.as_str().into(),
         metrics,

@@ -82,6 +82,9 @@ pub struct Config {
     /// Asks the control plane for certificates of this validity, in seconds.
     #[arg(long, env = "CULVERT_CERTIFICATE_SECONDS", default_value_t = 86_400)]
     pub certificate_seconds: i64,
+    /// Does not let the kernel measure the run time of the eBPF programs (it costs some nanoseconds a run).
+    #[arg(long, env = "CULVERT_NO_BPF_STATS")]
+    pub no_bpf_stats: bool,
     /// Ends capture of every pod of this node, removes programs and tables, and exits.
     #[arg(long)]
     pub uninstall: bool,

@@ -89,7 +89,11 @@ fn facts(worker: &Worker, flow: &FlowGuard, tcp: &TcpStream) -> Result<OutboundF
         .redirector
         .original(member.target.cookie, flow.client)
         .map_err(|error| lost(error.to_string()))?
-        .ok_or_else(|| lost(format!("nothing is known of the connection from {}", flow.client)))?;
+        .ok_or_else(|| match tcp.peer_addr() {
+            Ok(client) => lost(format!("nothing is known of the connection from {client}")),
+            // The kernel forgets a connection together with its last end.
+            Err(_) => Refusal::new(Reason::ClientReset, "the client was gone before it was accepted"),
+        })?;
     let local = tcp.local_addr().map_err(|error| lost(error.to_string()))?;
     // The pod's own address: it is what capture rewrote the destination to.
     let source = SocketAddr::new(local.ip().to_canonical(), flow.client.port());

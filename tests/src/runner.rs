@@ -45,6 +45,8 @@ fn start(world: &mut World, namespace: &str, name: &str, owner: &str, deployment
     let node = node_for(world, spec);
     let mut pod = world.add_pod(namespace, name, node, account)?;
     pod.labels = labels(&template["metadata"]["labels"]);
+    // As the deployment controller does; names of workloads come from it.
+    pod.labels.insert("pod-template-hash".to_string(), "0".to_string());
     world.pods.insert(format!("{namespace}/{name}"), pod.clone());
     let container = spec["containers"][0].clone();
     launch(world, &pod, deployment, &container)?;
