@@ -224,7 +224,8 @@ async fn explained(State(admin): State<Admin>, Query(question): Query<Question>)
         return unknown(format!("no workload {} is known", question.source));
     };
     let pods = admin.registry.all();
-    let Some(status) = pods.values().find(|s| source.addresses.iter().any(|ip| s.addresses.contains(ip))) else {
+    let Some(status) = pods.values().find(|s| source.addresses.iter().any(|ip| s.addresses.contains(ip)))
+    else {
         return unknown(format!("pod {}/{} is not on this node", source.namespace, source.name));
     };
     let Some(destination) = explain::find_destination(&snapshot, source, &question.destination) else {

@@ -87,11 +87,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     tokio::spawn(supervisor::run(Arc::new(means), ready.awaits("pods of this node")));
     tokio::spawn(mesh_sync::run(bpf.clone(), store.subscribe(), config.mesh_cidrs.clone()));
-    tokio::spawn(kernel_events::run(bpf.clone(), kernel_events::Families::register(&metrics)?, registry.clone(), store.subscribe()));
+    tokio::spawn(kernel_events::run(
+        bpf.clone(),
+        kernel_events::Families::register(&metrics)?,
+        registry.clone(),
+        store.subscribe(),
+    ));
 
     let _counting = match config.no_bpf_stats {
         true => None,
-        false => StatsSwitch::on().inspect_err(|error| tracing::warn!(%error, "programs run unmeasured")).ok(),
+        false => {
+            StatsSwitch::on().inspect_err(|error| tracing::warn!(%error, "programs run unmeasured")).ok()
+        }
     };
     let admin = Admin {
         node: config.node.as_str().into(),
@@ -184,7 +191,8 @@ fn xds_config(config: &Config, endpoint: ControlEndpoint) -> XdsConfig {
         endpoint,
         node_id: format!("ztunnel~{}~{pod}.{namespace}~{namespace}.svc.cluster.local", config.instance_ip),
         metadata: BTreeMap::from(metadata.map(|(key, value)| (key.to_owned(), value.clone()))),
-        types: vec![ADDRESS_TYPE, AUTHORIZATION_TYPE],
+        // Referents first: a workload that names a policy which is not known is closed to everybody.
+        types: vec![AUTHORIZATION_TYPE, ADDRESS_TYPE],
     }
 }
 

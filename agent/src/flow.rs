@@ -184,7 +184,12 @@ impl Flows {
     }
 
     /// Begins a flow. It ends, and is recorded, when the guard is dropped.
-    pub fn begin(self: &Rc<Self>, direction: Direction, member: Arc<Member>, client: SocketAddr) -> FlowGuard {
+    pub fn begin(
+        self: &Rc<Self>,
+        direction: Direction,
+        member: Arc<Member>,
+        client: SocketAddr,
+    ) -> FlowGuard {
         let id = self.next.replace(self.next.get() + 1);
         let flow = Rc::new(Flow {
             id,
@@ -229,7 +234,9 @@ impl Flows {
     /// Asks the flows of a pod to end.
     pub fn close_pod(&self, uid: &str, refusal: &Refusal) {
         let open = self.open.borrow();
-        open.values().filter(|flow| *flow.member.info.uid == *uid).for_each(|flow| flow.close(refusal.clone()));
+        open.values()
+            .filter(|flow| *flow.member.info.uid == *uid)
+            .for_each(|flow| flow.close(refusal.clone()));
     }
 
     /// Tells metrics what open flows moved.

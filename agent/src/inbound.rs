@@ -56,7 +56,13 @@ pub async fn hbone(worker: &Rc<Worker>, member: &Arc<Member>, tcp: TcpStream, pe
     }
 }
 
-async fn request(worker: &Rc<Worker>, member: &Arc<Member>, connect: Connect, local: SocketAddr, peer: SocketAddr) {
+async fn request(
+    worker: &Rc<Worker>,
+    member: &Arc<Member>,
+    connect: Connect,
+    local: SocketAddr,
+    peer: SocketAddr,
+) {
     let flow = worker.flows.begin(Direction::Inbound, member.clone(), peer);
     let facts = InboundFacts {
         pod: member.info.pod.clone(),
@@ -109,7 +115,8 @@ pub async fn plaintext(worker: &Rc<Worker>, member: &Arc<Member>, tcp: TcpStream
 }
 
 async fn plain(worker: &Rc<Worker>, flow: &FlowGuard, tcp: TcpStream) -> Result<(), Failure> {
-    let gone = |error: std::io::Error| at(Stage::Accept)(Refusal::new(Reason::ClientReset, error.to_string()));
+    let gone =
+        |error: std::io::Error| at(Stage::Accept)(Refusal::new(Reason::ClientReset, error.to_string()));
     dial::prepare(&tcp).map_err(gone)?;
     let local = tcp.local_addr().map_err(gone)?;
     let local = SocketAddr::new(local.ip().to_canonical(), local.port());

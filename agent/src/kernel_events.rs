@@ -46,7 +46,10 @@ impl Families {
             prometheus::Result::Ok(family)
         };
         Ok(Self {
-            rtt: histogram("culvert_tcp_rtt_seconds", "Smoothed round-trip time of a connection when it closed")?,
+            rtt: histogram(
+                "culvert_tcp_rtt_seconds",
+                "Smoothed round-trip time of a connection when it closed",
+            )?,
             connect: histogram("culvert_tcp_connect_seconds", "Time that connecting took")?,
             sent: counter("culvert_tcp_sent_bytes_total", "Bytes that the peer acknowledged")?,
             received: counter("culvert_tcp_received_bytes_total", "Bytes received")?,
@@ -70,7 +73,12 @@ impl Families {
 }
 
 /// Empties the ring buffer until the agent ends.
-pub async fn run(bpf: Arc<Bpf>, families: Families, registry: Registry, snapshots: watch::Receiver<Arc<Snapshot>>) {
+pub async fn run(
+    bpf: Arc<Bpf>,
+    families: Families,
+    registry: Registry,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+) {
     loop {
         tokio::time::sleep(EVERY).await;
         let events = match bpf.maps.take_events() {

@@ -30,7 +30,8 @@ pub fn bind(netns: &File, workers: usize) -> io::Result<Vec<Listeners>> {
             .map_err(|error| io::Error::new(error.kind(), format!("port {port}: {error}")))
     };
     netns::within(netns, || {
-        let groups = group(outbound, false)?.into_iter().zip(group(plaintext, true)?).zip(group(hbone, true)?);
+        let groups =
+            group(outbound, false)?.into_iter().zip(group(plaintext, true)?).zip(group(hbone, true)?);
         Ok(groups.map(|((outbound, plaintext), hbone)| Listeners { outbound, plaintext, hbone }).collect())
     })
 }

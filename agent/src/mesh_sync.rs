@@ -22,7 +22,9 @@ pub async fn run(bpf: Arc<Bpf>, mut snapshots: watch::Receiver<Arc<Snapshot>>, c
         let wanted = mesh_ranges(&snapshot, &configured);
         match sync(&bpf, &held, &wanted) {
             Ok(()) => held = wanted,
-            Err(error) => tracing::error!(%error, "mesh ranges are not in the kernel; nothing bypasses the agent"),
+            Err(error) => {
+                tracing::error!(%error, "mesh ranges are not in the kernel; nothing bypasses the agent")
+            }
         }
         if snapshots.changed().await.is_err() {
             return;

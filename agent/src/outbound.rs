@@ -1,11 +1,6 @@
 //! What a pod opens: original destination → facts → plan → tunnel or plain TCP → relay → outcome.
 
-use std::{
-    net::SocketAddr,
-    rc::Rc,
-    sync::Arc,
-    time::Duration,
-};
+use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
 
 use mesh_core::{
     hbone,

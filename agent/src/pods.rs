@@ -5,10 +5,7 @@ mod object;
 
 use std::{future::Future, net::IpAddr, path::PathBuf, pin::Pin, sync::Arc};
 
-use mesh_core::{
-    eligibility::Eligibility,
-    snapshot::PodRef,
-};
+use mesh_core::{eligibility::Eligibility, snapshot::PodRef};
 use tokio::sync::mpsc;
 
 /// A future that a source returns.

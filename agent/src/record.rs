@@ -129,7 +129,8 @@ fn log(flow: &Flow, outcome: &Result<(), Failure>) {
     let (sent, received) = flow.bytes();
     let show = |address: Option<std::net::SocketAddr>| address.map(tracing::field::display);
     let failure = outcome.as_ref().err();
-    let quiet = failure.is_none_or(|f| matches!(f.refusal.reason, Reason::ClientReset | Reason::UpstreamReset));
+    let quiet =
+        failure.is_none_or(|f| matches!(f.refusal.reason, Reason::ClientReset | Reason::UpstreamReset));
     macro_rules! line {
         ($level:ident) => {
             tracing::$level!(

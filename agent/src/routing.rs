@@ -29,10 +29,8 @@ const LOOPBACK: u32 = 1;
 ///
 /// Captured connections all go to one address and port, so a client that closes first soon has its
 /// ports in TIME-WAIT; with timestamps they can be used again after a second (RFC 6191).
-const SETTINGS: [(&str, &str, &str); 2] = [
-    ("/proc/sys/net/ipv4/tcp_fwmark_accept", "1", "0"),
-    ("/proc/sys/net/ipv4/tcp_tw_reuse", "1", "2"),
-];
+const SETTINGS: [(&str, &str, &str); 2] =
+    [("/proc/sys/net/ipv4/tcp_fwmark_accept", "1", "0"), ("/proc/sys/net/ipv4/tcp_tw_reuse", "1", "2")];
 
 /// Sets a pod's routing up; what is there already stays. `v6` asks for IPv6 too.
 ///
@@ -84,7 +82,8 @@ fn open(netns: &File) -> io::Result<Handle> {
 }
 
 async fn add_rule(handle: &Handle, family: Family) -> Result<(), rtnetlink::Error> {
-    let rule = handle.rule().add().table_id(TABLE).priority(PRIORITY).fw_mark(MARK).action(RuleAction::ToTable);
+    let rule =
+        handle.rule().add().table_id(TABLE).priority(PRIORITY).fw_mark(MARK).action(RuleAction::ToTable);
     match family {
         Family::V4 => rule.v4().execute().await,
         Family::V6 => rule.v6().execute().await,
@@ -92,7 +91,8 @@ async fn add_rule(handle: &Handle, family: Family) -> Result<(), rtnetlink::Erro
 }
 
 async fn delete_rule(handle: &Handle, family: Family) -> Result<(), rtnetlink::Error> {
-    let rule = handle.rule().add().table_id(TABLE).priority(PRIORITY).fw_mark(MARK).action(RuleAction::ToTable);
+    let rule =
+        handle.rule().add().table_id(TABLE).priority(PRIORITY).fw_mark(MARK).action(RuleAction::ToTable);
     let mut message = match family {
         Family::V4 => rule.v4().message_mut().clone(),
         Family::V6 => rule.v6().message_mut().clone(),

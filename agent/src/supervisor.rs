@@ -176,7 +176,9 @@ impl Supervisor {
         for (_, pod) in self.captured.drain() {
             match self.means.redirector.forget(&pod) {
                 Ok(()) => tracing::info!(netns = pod.netns, "a pod that is gone was forgotten"),
-                Err(error) => tracing::warn!(netns = pod.netns, %error, "a pod that is gone stays in the kernel"),
+                Err(error) => {
+                    tracing::warn!(netns = pod.netns, %error, "a pod that is gone stays in the kernel")
+                }
             }
         }
     }

@@ -233,7 +233,9 @@ impl Worker {
         spawn_local(async move {
             let listener = match TcpListener::from_std(listener) {
                 Ok(listener) => listener,
-                Err(error) => return tracing::error!(pod = member.info.name(), %error, "listener is unusable"),
+                Err(error) => {
+                    return tracing::error!(pod = member.info.name(), %error, "listener is unusable");
+                }
             };
             loop {
                 let accepted = tokio::select! {
@@ -296,9 +298,8 @@ impl Worker {
     /// # Errors
     /// `CertificateUnavailable`.
     pub fn tls(&self, member: &Member) -> Result<WorkloadTls, Refusal> {
-        let missing = |why: String| {
-            Refusal::new(Reason::CertificateUnavailable, format!("{}: {why}", member.identity))
-        };
+        let missing =
+            |why: String| Refusal::new(Reason::CertificateUnavailable, format!("{}: {why}", member.identity));
         let issued = match &*member.certificate.borrow() {
             CertState::Ready(issued) => issued.clone(),
             CertState::Pending => return Err(missing("the certificate is being requested".into())),
@@ -319,7 +320,12 @@ impl Worker {
     ///
     /// # Errors
     /// `ConnectFailed`, `ConnectTimeout`, `Internal`.
-    pub async fn connect(&self, member: &Member, to: SocketAddr, from: Option<IpAddr>) -> Result<TcpStream, Refusal> {
+    pub async fn connect(
+        &self,
+        member: &Member,
+        to: SocketAddr,
+        from: Option<IpAddr>,
+    ) -> Result<TcpStream, Refusal> {
         let socket = self.socket(member, to, from)?;
         dial::connect(socket, to).await
     }
@@ -328,9 +334,9 @@ impl Worker {
         let socket = self.home.visit(&member.target.netns, || dial::socket(to, from)).map_err(|error| {
             Refusal::new(Reason::Internal, format!("no socket in pod {}: {error}", member.info.name()))
         })?;
-        self.redirector
-            .exempt(&SockRef::from(&socket))
-            .map_err(|error| Refusal::new(Reason::LimitReached, format!("socket cannot be exempted: {error}")))?;
+        self.redirector.exempt(&SockRef::from(&socket)).map_err(|error| {
+            Refusal::new(Reason::LimitReached, format!("socket cannot be exempted: {error}"))
+        })?;
         Ok(socket)
     }
 }

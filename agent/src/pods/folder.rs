@@ -49,9 +49,8 @@ impl Folder {
                 waker.notify_one();
             }
         });
-        let watching = watcher.and_then(|mut watcher| {
-            watcher.watch(&self.root, RecursiveMode::Recursive).map(|()| watcher)
-        });
+        let watching = watcher
+            .and_then(|mut watcher| watcher.watch(&self.root, RecursiveMode::Recursive).map(|()| watcher));
         if let Err(error) = &watching {
             tracing::warn!(folder = %self.root.display(), %error, "folder cannot be watched; it is read every {RESCAN:?}");
         }
@@ -113,7 +112,9 @@ fn read_files(root: &Path, files: &mut Files) {
     for path in paths {
         match fs::read_to_string(&path).map_err(|e| e.to_string()).and_then(|text| documents(&text)) {
             Ok(documents) => drop(files.insert(path, documents)),
-            Err(error) => tracing::debug!(file = %path.display(), error, "file is not read; its last good content stays"),
+            Err(error) => {
+                tracing::debug!(file = %path.display(), error, "file is not read; its last good content stays")
+            }
         }
     }
 }
@@ -231,7 +232,8 @@ mod tests {
 
         // A file that does not parse changes nothing.
         fs::write(dir.path().join("pod.yaml"), "{kind: Pod, metadata: {").unwrap();
-        let labelled = NAMESPACE.replace("name: shop", "name: shop, labels: {istio.io/dataplane-mode: ambient}");
+        let labelled =
+            NAMESPACE.replace("name: shop", "name: shop, labels: {istio.io/dataplane-mode: ambient}");
         fs::write(dir.path().join("ns.yaml"), labelled).unwrap();
         let Some(PodEvent::Pod(pod)) = events.recv().await else { panic!("the label comes") };
         assert!(pod.eligibility.is_eligible());

@@ -27,7 +27,11 @@ pub struct NodeFacts {
 }
 
 /// The pod, if it runs on this node and has not ended.
-pub fn pod_info(pod: &Pod, namespaces: &BTreeMap<String, BTreeMap<String, String>>, node: &NodeFacts) -> Option<PodInfo> {
+pub fn pod_info(
+    pod: &Pod,
+    namespaces: &BTreeMap<String, BTreeMap<String, String>>,
+    node: &NodeFacts,
+) -> Option<PodInfo> {
     let (meta, spec) = (&pod.metadata, pod.spec.as_ref()?);
     let status = pod.status.clone().unwrap_or_default();
     let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));

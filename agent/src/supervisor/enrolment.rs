@@ -75,7 +75,12 @@ pub(super) async fn run(
                     queue.extend(event.into_iter().flat_map(|event| enrolment.on(event)));
                 }
                 Err(reason) => {
-                    tracing::warn!(pod = life.info.name(), ?action, reason, "enrolment step failed; it is repeated");
+                    tracing::warn!(
+                        pod = life.info.name(),
+                        ?action,
+                        reason,
+                        "enrolment step failed; it is repeated"
+                    );
                     failed = Some(format!("{action:?}: {reason}"));
                     retry = Some(Instant::now() + backoff);
                     backoff = (backoff * 2).min(LAST_RETRY);

@@ -7,9 +7,7 @@ use mesh_core::{
     model::{Service, Workload},
     outcome::Reason,
 };
-use prometheus::{
-    IntCounter, IntCounterVec, Opts, Registry,
-};
+use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 
 /// Labels in this order. `unknown` stands for what is not known.
 const LABELS: [&str; 28] = [
