@@ -17,7 +17,8 @@ use mesh_core::model::{
 use serde::Serialize;
 
 use crate::{
-    object::{Body, Key, Labels, Object},
+    finding::{Problem, Severity},
+    object::{Body, Key, Labels, Object, stand_in},
     source::Store,
     vips::Vips,
 };
@@ -66,9 +67,9 @@ pub struct Compiled {
     pub labels: BTreeMap<WorkloadUid, WorkloadLabels>,
     /// Namespaces that need a waypoint of ours, and why.
     pub waypoints: BTreeMap<Arc<str>, String>,
-    /// Warnings about objects: object, field, code, reason, remedy.
+    /// What compilation has to say about objects.
     #[serde(skip)]
-    pub notes: Vec<(Key, String, &'static str, String, &'static str)>,
+    pub notes: Vec<(Key, Problem)>,
 }
 
 fn values<K, V: Serialize, S: serde::Serializer>(map: &BTreeMap<K, V>, s: S) -> Result<S::Ok, S::Error> {
@@ -96,7 +97,18 @@ pub fn compile(store: &Store, options: &Options, vips: &mut Vips) -> Compiled {
     services::attach_waypoints(&mut cx);
     l4::require_waypoints(&mut cx);
     gateways(&mut cx);
+    stand_ins(&mut cx);
     cx.out
+}
+
+/// Says what takes the place of refused policies (decision 0012).
+fn stand_ins(cx: &mut Context<'_>) {
+    for (key, stored) in cx.store.objects.iter().filter(|(_, stored)| stored.stand_in) {
+        if let Some(effect) = stand_in::effect(&stored.object) {
+            let reason = format!("is refused and has no earlier version: {effect}");
+            cx.note(key, "", "closed", reason, "correct the errors of this object");
+        }
+    }
 }
 
 /// A Gateway of a waypoint class makes nothing by itself yet: say so.
@@ -161,7 +173,20 @@ impl<'a> Context<'a> {
     }
 
     fn note(&mut self, key: &Key, field: &str, code: &'static str, reason: String, remedy: &'static str) {
-        self.out.notes.push((key.clone(), field.into(), code, reason, remedy));
+        self.problem(key, Severity::Warning, field, code, reason, remedy);
+    }
+
+    fn problem(
+        &mut self,
+        key: &Key,
+        severity: Severity,
+        field: &str,
+        code: &'static str,
+        reason: String,
+        remedy: &str,
+    ) {
+        let problem = Problem { severity, field: field.into(), code, reason, remedy: remedy.into() };
+        self.out.notes.push((key.clone(), problem));
     }
 }
 

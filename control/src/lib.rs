@@ -56,18 +56,10 @@ pub fn compile_folder(folder: &Path) -> (compile::Compiled, Report) {
 
 /// Findings of documents and of compilation, by file and line.
 pub fn all_findings(store: &Store, compiled: &compile::Compiled) -> Vec<Finding> {
-    let notes = compiled.notes.iter().filter_map(|(key, field, code, reason, remedy)| {
+    let notes = compiled.notes.iter().filter_map(|(key, problem)| {
         let stored = store.objects.get(key)?;
-        Some(Finding {
-            file: stored.file.clone(),
-            line: stored.line + lines::locate(&stored.text, field) - 1,
-            object: key.to_string(),
-            field: field.clone(),
-            severity: Severity::Warning,
-            code,
-            reason: reason.clone(),
-            remedy: (*remedy).into(),
-        })
+        let line = stored.line + lines::locate(&stored.text, &problem.field) - 1;
+        Some(problem.clone().placed(&stored.file, line, &key.to_string()))
     });
     let mut findings: Vec<Finding> = store.findings.iter().cloned().chain(notes).collect();
     findings.sort_by(|a, b| (&a.file, a.line, &a.field).cmp(&(&b.file, b.line, &b.field)));

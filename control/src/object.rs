@@ -3,6 +3,7 @@
 mod authz;
 mod kube;
 mod rule;
+pub mod stand_in;
 mod virtual_service;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};

@@ -53,7 +53,9 @@ fn what_is_good_applies_and_an_unsupported_field_is_named() {
     let (compiled, report) = compile_folder(&bad());
     assert_eq!(compiled.services.len(), 1);
     assert_eq!(compiled.services.values().next().unwrap().ports[0].service_port, 80);
-    assert!(compiled.policies.is_empty() && compiled.workloads.is_empty());
+    assert!(compiled.workloads.is_empty());
+    let closed: Vec<_> = compiled.policies.values().map(|p| (&*p.key.name, p.rules.len())).collect();
+    assert_eq!(closed, [("action", 1), ("cidr", 0), ("narrowing", 0)], "refused policies are closed");
     let mirror = report.findings.iter().find(|f| f.field == "spec.http[0].mirror").unwrap();
     assert_eq!((mirror.severity, mirror.code, mirror.line), (Severity::Warning, "unsupported-field", 14));
 }
