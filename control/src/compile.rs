@@ -3,6 +3,7 @@
 mod l4;
 mod l7;
 mod services;
+mod waypoints;
 mod workloads;
 
 use std::{
@@ -18,9 +19,9 @@ use serde::Serialize;
 
 use crate::{
     finding::{Problem, Severity},
+    memory::Memory,
     object::{Body, Key, Labels, Object, stand_in},
     source::Store,
-    vips::Vips,
 };
 
 /// Settings of compilation.
@@ -67,6 +68,9 @@ pub struct Compiled {
     pub labels: BTreeMap<WorkloadUid, WorkloadLabels>,
     /// Namespaces that need a waypoint of ours, and why.
     pub waypoints: BTreeMap<Arc<str>, String>,
+    /// The waypoint that each service is meant for, also while it is still reached directly: that waypoint
+    /// has the service's routes before the first connection comes.
+    pub waypoint_of: BTreeMap<ServiceName, GatewayAddress>,
     /// What compilation has to say about objects.
     #[serde(skip)]
     pub notes: Vec<(Key, Problem)>,
@@ -84,17 +88,22 @@ pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 struct Context<'a> {
     store: &'a Store,
     options: &'a Options,
+    /// The object behind each service.
+    sources: BTreeMap<ServiceName, (&'a Key, &'a Object)>,
+    /// Services that need L7, and the object that says so.
+    needs: BTreeMap<ServiceName, Key>,
     out: Compiled,
 }
 
 /// Compiles the objects of a folder.
-pub fn compile(store: &Store, options: &Options, vips: &mut Vips) -> Compiled {
-    let mut cx = Context { store, options, out: Compiled::default() };
-    services::compile(&mut cx, vips);
+pub fn compile(store: &Store, options: &Options, memory: &mut Memory) -> Compiled {
+    let (sources, needs) = (BTreeMap::new(), BTreeMap::new());
+    let mut cx = Context { store, options, sources, needs, out: Compiled::default() };
+    services::compile(&mut cx, &mut memory.vips);
     workloads::compile(&mut cx);
-    l7::compile(&mut cx);
+    l7::compile(&mut cx, &memory.routed);
     l4::compile(&mut cx);
-    services::attach_waypoints(&mut cx);
+    waypoints::attach(&mut cx, &mut memory.routed);
     l4::require_waypoints(&mut cx);
     gateways(&mut cx);
     stand_ins(&mut cx);

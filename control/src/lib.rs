@@ -5,8 +5,10 @@ pub mod admin;
 pub mod auth;
 pub mod ca;
 pub mod compile;
+mod disk;
 pub mod finding;
 mod lines;
+pub mod memory;
 pub mod object;
 pub mod provision;
 pub mod publish;
@@ -48,8 +50,8 @@ pub fn analyze(folder: &Path) -> Report {
 pub fn compile_folder(folder: &Path) -> (compile::Compiled, Report) {
     let mut store = Store::default();
     store.load(folder);
-    let mut vips = vips::Vips::new(SERVICE_CIDR, None);
-    let compiled = compile::compile(&store, &compile::Options::default(), &mut vips);
+    let mut memory = memory::Memory::new(SERVICE_CIDR, None);
+    let compiled = compile::compile(&store, &compile::Options::default(), &mut memory);
     let report = Report { findings: all_findings(&store, &compiled) };
     (compiled, report)
 }

@@ -29,11 +29,11 @@ use crate::{
     ca::{Ca, CaService, Given},
     compile::{Options, accounts, compile},
     finding::Finding,
+    memory::Memory,
     provision::{FolderProvisioner, Provisioner},
     publish::{Published, encode},
     push::{Clients, Push},
     source::Store,
-    vips::Vips,
 };
 
 /// Settings.
@@ -67,7 +67,7 @@ struct Builder {
     folder: PathBuf,
     options: Options,
     store: Store,
-    vips: Vips,
+    memory: Memory,
     provisioner: Box<dyn Provisioner>,
     compilations: Arc<(AtomicU64, AtomicU64)>,
     out: watch::Sender<Arc<Published>>,
@@ -77,7 +77,7 @@ impl Builder {
     fn build(&mut self) {
         let start = Instant::now();
         self.store.load(&self.folder);
-        let compiled = compile(&self.store, &self.options, &mut self.vips);
+        let compiled = compile(&self.store, &self.options, &mut self.memory);
         if let Err(error) = self.provisioner.ensure(&compiled.waypoints) {
             tracing::error!(%error, "waypoints cannot be provisioned");
         }
@@ -128,7 +128,7 @@ pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)
         folder: config.folder.clone(),
         options: config.options.clone(),
         store: Store::default(),
-        vips: Vips::new(config.service_cidr, Some(config.state.join("vips.json"))),
+        memory: Memory::new(config.service_cidr, Some(&config.state)),
         provisioner: Box::new(FolderProvisioner::new(&config.folder)),
         compilations: compilations.clone(),
         out: sender,

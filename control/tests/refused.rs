@@ -4,8 +4,8 @@
 use control::{
     compile::{self, Compiled, Options},
     finding::{Finding, Severity},
+    memory::Memory,
     source::Store,
-    vips::Vips,
 };
 use mesh_core::model::{PolicyAction, PolicyName, PolicyScope, WorkloadUid, l7::L7Target};
 
@@ -41,8 +41,8 @@ impl Cluster {
     fn with(&mut self, policy: &str) -> (Compiled, Vec<Finding>) {
         std::fs::write(self.folder.path().join("policy.yaml"), policy).unwrap();
         self.store.load(self.folder.path());
-        let mut vips = Vips::new(control::SERVICE_CIDR, None);
-        let compiled = compile::compile(&self.store, &Options::default(), &mut vips);
+        let mut memory = Memory::new(control::SERVICE_CIDR, None);
+        let compiled = compile::compile(&self.store, &Options::default(), &mut memory);
         let findings = control::all_findings(&self.store, &compiled);
         (compiled, findings)
     }
@@ -180,7 +180,7 @@ fn a_refused_peer_authentication_counts_as_strict() {
     let strict = PolicyName::new("istio-system", "istio_converted_static_strict");
     let peer = |spec: &str| format!("kind: PeerAuthentication\nmetadata: {{name: p}}\nspec:\n{spec}");
     let (compiled, findings) = once(&peer(&format!("{SELECTED}  mtls: {{mode: STRIKT}}\n")));
-    assert_eq!(policies_of(&compiled, "web-1"), [strict.clone()]);
+    assert_eq!(policies_of(&compiled, "web-1"), std::slice::from_ref(&strict));
     assert!(policies_of(&compiled, "other-1").is_empty() && findings.iter().any(|f| f.code == "closed"));
     let (compiled, _) = once(&peer("  mtlss: {mode: STRICT}\n"));
     assert_eq!(policies_of(&compiled, "other-1"), [strict]);

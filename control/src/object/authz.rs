@@ -126,23 +126,23 @@ fn rule(r: &Reader<'_>, namespace: &str) -> L7Rule {
     L7Rule {
         from: r.each("from", |f| {
             f.only(&["source"]);
-            f.at("source", |s| not_empty(&s).then(|| source(&s, namespace)).unwrap_or_default())
+            f.at("source", |s| block(&s, |s| source(s, namespace)))
         }),
         to: r.each("to", |t| {
             t.only(&["operation"]);
-            t.at("operation", |o| not_empty(&o).then(|| operation(&o)).unwrap_or_default())
+            t.at("operation", |o| block(&o, operation))
         }),
         when: r.each("when", |w| condition(&w)).into_iter().flatten().collect(),
     }
 }
 
 /// An empty block matches everybody: nobody writes one and means it.
-fn not_empty(block: &Reader<'_>) -> bool {
-    let empty = block.raw().as_object().is_none_or(serde_json::Map::is_empty);
-    if empty {
-        block.error("missing-field", "is missing or empty", "say what it matches, or remove the entry");
+fn block<T: Default>(r: &Reader<'_>, read: impl FnOnce(&Reader<'_>) -> T) -> T {
+    if r.raw().as_object().is_none_or(serde_json::Map::is_empty) {
+        r.error("missing-field", "is missing or empty", "say what it matches, or remove the entry");
+        return T::default();
     }
-    !empty
+    read(r)
 }
 
 fn texts(r: &Reader<'_>, name: &str) -> Vec<StringMatch> {
