@@ -3,6 +3,7 @@
 mod l4;
 mod l7;
 mod services;
+mod snapshot;
 mod waypoints;
 mod workloads;
 

@@ -93,6 +93,25 @@ const PLAIN: [&str; 7] =
 const NOT_YET: [&str; 6] =
     ["ServiceEntry", "EndpointSlice", "RequestAuthentication", "EnvoyFilter", "Sidecar", "HTTPRoute"];
 
+/// Kinds that are read.
+pub const KINDS: [&str; 15] = [
+    "Namespace",
+    "Node",
+    "ServiceAccount",
+    "Deployment",
+    "StatefulSet",
+    "ReplicaSet",
+    "ConfigMap",
+    "Pod",
+    "Service",
+    "WorkloadEntry",
+    "Gateway",
+    "VirtualService",
+    "DestinationRule",
+    "PeerAuthentication",
+    "AuthorizationPolicy",
+];
+
 /// Parses a document; none when there is nothing to keep. Errors in `sink` refuse it.
 pub fn parse(value: &Value, sink: &Sink) -> (Key, Option<Object>) {
     let doc = Reader::root(value, sink);

@@ -1,7 +1,7 @@
 //! The cluster folder as a set of objects. A bad document is refused by itself; the last good version
 //! of its object stays. A refused policy without one is closed by a stand-in (decision 0012).
 
-mod files;
+pub mod files;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,6 +42,8 @@ pub struct Store {
     pub findings: Vec<Finding>,
     /// The folder could be read at least once: before that nothing is known to be absent.
     pub read: bool,
+    /// The folder itself could be read the last time.
+    pub readable: bool,
 }
 
 /// One pass over the folder.
@@ -61,7 +63,8 @@ impl Store {
     pub fn load(&mut self, folder: &Path) {
         let mut load = Load::default();
         load.folder(folder);
-        self.read |= !load.unreadable.contains("");
+        self.readable = !load.unreadable.contains("");
+        self.read |= self.readable;
         for (key, stored) in std::mem::take(&mut self.objects).into_iter().filter(|(_, s)| !s.stand_in) {
             if load.objects.contains_key(&key) {
                 continue;
