@@ -32,6 +32,8 @@ const QUIET: Duration = Duration::from_millis(20);
 const LONGEST: Duration = Duration::from_millis(100);
 /// The folder is compared this often without an event: where watching fails, and for a folder that comes back.
 const RESCAN: Duration = Duration::from_secs(2);
+/// A folder that is away, or cannot be watched, is looked for this often.
+const AWAY: Duration = Duration::from_millis(250);
 
 /// Folder → published state.
 pub struct Follower {
@@ -146,7 +148,7 @@ pub async fn follow(mut follower: Follower) -> Result<()> {
     // The watch comes before the next look, so that no edit falls between them.
     loop {
         watched.renew(&follower.folder);
-        follower = match time::timeout(RESCAN, woken.recv()).await {
+        follower = match time::timeout(watched.patience(), woken.recv()).await {
             Ok(_) => {
                 settle(&mut woken).await;
                 built(follower, Follower::build).await?
@@ -182,12 +184,18 @@ impl Watched {
         self.current = now.and_then(|id| match self.watch(folder) {
             Ok(watcher) => Some((watcher, id)),
             Err(error) => {
-                tracing::warn!(%error, "the folder cannot be watched; it is read every few seconds instead");
+                tracing::debug!(%error, "the folder cannot be watched; it is compared again and again instead");
                 None
             }
         });
-        // What changed before the watch was there is looked at now.
-        let _ = self.wake.try_send(());
+        if self.current.is_some() {
+            // What changed before the watch was there is looked at now.
+            let _ = self.wake.try_send(());
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        if self.current.is_some() { RESCAN } else { AWAY }
     }
 
     fn watch(&self, folder: &Path) -> notify::Result<RecommendedWatcher> {
