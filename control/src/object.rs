@@ -3,6 +3,7 @@
 mod authz;
 mod kube;
 mod rule;
+pub mod stand_in;
 mod virtual_service;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
@@ -91,6 +92,25 @@ const PLAIN: [&str; 7] =
 /// Kinds that Istio's users expect to work and that we do not read.
 const NOT_YET: [&str; 6] =
     ["ServiceEntry", "EndpointSlice", "RequestAuthentication", "EnvoyFilter", "Sidecar", "HTTPRoute"];
+
+/// Kinds that are read.
+pub const KINDS: [&str; 15] = [
+    "Namespace",
+    "Node",
+    "ServiceAccount",
+    "Deployment",
+    "StatefulSet",
+    "ReplicaSet",
+    "ConfigMap",
+    "Pod",
+    "Service",
+    "WorkloadEntry",
+    "Gateway",
+    "VirtualService",
+    "DestinationRule",
+    "PeerAuthentication",
+    "AuthorizationPolicy",
+];
 
 /// Parses a document; none when there is nothing to keep. Errors in `sink` refuse it.
 pub fn parse(value: &Value, sink: &Sink) -> (Key, Option<Object>) {

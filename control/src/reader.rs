@@ -81,6 +81,16 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Refuses fields that are not in `known`: where dropping one would make a policy mean something else.
+    pub fn only(&self, known: &[&str]) {
+        let Some(map) = self.value.as_object() else { return self.shape("a mapping") };
+        for key in map.keys().filter(|key| !known.contains(&key.as_str())) {
+            let reason =
+                format!("{key:?} is not supported, and without it the policy would mean something else");
+            self.at(key, |field| field.error("unsupported-field", reason, "remove it or check its spelling"));
+        }
+    }
+
     fn shape(&self, want: &str) {
         if self.present() {
             self.error(

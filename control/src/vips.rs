@@ -9,6 +9,8 @@ use std::{
 use ipnet::Ipv4Net;
 use twox_hash::XxHash64;
 
+use crate::disk;
+
 /// The allocator.
 #[derive(Debug)]
 pub struct Vips {
@@ -21,8 +23,7 @@ pub struct Vips {
 impl Vips {
     /// Addresses from `range`; what `file` remembers is kept.
     pub fn new(range: Ipv4Net, file: Option<PathBuf>) -> Self {
-        let text = file.as_ref().and_then(|path| std::fs::read(path).ok());
-        let given = text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+        let given = file.as_deref().map(disk::load).unwrap_or_default();
         Self { range, file, given, reserved: BTreeSet::new() }
     }
 
@@ -50,14 +51,8 @@ impl Vips {
     }
 
     fn save(&self) {
-        let Some(file) = &self.file else { return };
-        let written = serde_json::to_vec_pretty(&self.given).map_err(std::io::Error::from).and_then(|text| {
-            let hidden = file.with_extension("tmp");
-            std::fs::write(&hidden, text)?;
-            std::fs::rename(&hidden, file)
-        });
-        if let Err(error) = written {
-            tracing::error!(%error, "virtual addresses cannot be kept");
+        if let Some(file) = &self.file {
+            disk::save(file, &self.given, "virtual addresses");
         }
     }
 }

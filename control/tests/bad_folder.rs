@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
-use control::{analyze, compile, compile_folder, finding::Severity, source::Store, vips::Vips};
+use control::{
+    analyze, compile, compile_folder, finding::Severity, memory::Memory, source::Store, vips::Vips,
+};
 
 /// File, line, field and code of each error.
 const EXPECTED: [(&str, usize, &str, &str); 22] = [
@@ -53,7 +55,9 @@ fn what_is_good_applies_and_an_unsupported_field_is_named() {
     let (compiled, report) = compile_folder(&bad());
     assert_eq!(compiled.services.len(), 1);
     assert_eq!(compiled.services.values().next().unwrap().ports[0].service_port, 80);
-    assert!(compiled.policies.is_empty() && compiled.workloads.is_empty());
+    assert!(compiled.workloads.is_empty());
+    let closed: Vec<_> = compiled.policies.values().map(|p| (&*p.key.name, p.rules.len())).collect();
+    assert_eq!(closed, [("action", 1), ("cidr", 0), ("narrowing", 0)], "refused policies are closed");
     let mirror = report.findings.iter().find(|f| f.field == "spec.http[0].mirror").unwrap();
     assert_eq!((mirror.severity, mirror.code, mirror.line), (Severity::Warning, "unsupported-field", 14));
 }
@@ -65,10 +69,10 @@ fn the_last_good_version_stays_when_a_file_is_broken_or_half_written() {
     let good = "kind: Service\nmetadata:\n  name: web\nspec:\n  ports:\n    - port: 80\n";
     std::fs::write(&file, good).unwrap();
     let mut store = Store::default();
-    let mut vips = Vips::new(control::SERVICE_CIDR, None);
+    let mut memory = Memory::new(control::SERVICE_CIDR, None);
     let mut ports = |store: &mut Store| {
         store.load(folder.path());
-        let compiled = compile::compile(store, &compile::Options::default(), &mut vips);
+        let compiled = compile::compile(store, &compile::Options::default(), &mut memory);
         compiled.services.values().flat_map(|s| &s.ports).map(|p| p.service_port).collect::<Vec<_>>()
     };
     assert_eq!(ports(&mut store), [80]);

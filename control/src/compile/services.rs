@@ -1,11 +1,9 @@
-//! Service → services, and which of them go through a waypoint.
+//! Service → services.
 
 use ipnet::IpNet;
-use mesh_core::model::{
-    Health, LoadBalancing, LoadBalancingMode, PortMapping, Scope, Service, ServiceName, Vip,
-};
+use mesh_core::model::{LoadBalancing, LoadBalancingMode, PortMapping, Scope, Service, Vip};
 
-use super::{Context, GATEWAY_NAME};
+use super::Context;
 use crate::{
     object::{self, Body, TargetPort},
     vips::Vips,
@@ -29,6 +27,7 @@ pub(super) fn compile(cx: &mut Context<'_>, vips: &mut Vips) {
         service.ports = spec.ports.iter().map(|p| mapping(p, None)).collect();
         service.load_balancing = load_balancing(spec);
         service.canonical = true;
+        cx.sources.insert(name.clone(), (key, object));
         cx.out.services.insert(name, service);
     }
 }
@@ -62,29 +61,4 @@ fn load_balancing(spec: &object::Service) -> LoadBalancing {
         _ => {}
     }
     lb
-}
-
-/// Gives services their waypoint: what labels ask for, else ours once it is ready.
-pub(super) fn attach_waypoints(cx: &mut Context<'_>) {
-    for (key, object) in cx.each("Service") {
-        if object.meta.labels.contains_key(GATEWAY_NAME) || cx.opted_out(&key.namespace, &object.meta.labels)
-        {
-            continue;
-        }
-        let labelled = cx.labelled_waypoint(&key.namespace, &object.meta.labels);
-        let ours = || {
-            let needed = cx.out.waypoints.contains_key(&key.namespace);
-            let own = Context::host(&key.namespace, "waypoint");
-            (needed && ready(cx, &own)).then(|| Context::waypoint_address(&key.namespace, "waypoint"))
-        };
-        let waypoint = labelled.or_else(ours);
-        if let Some(service) = cx.out.services.get_mut(&Context::host(&key.namespace, &key.name)) {
-            service.waypoint = waypoint;
-        }
-    }
-}
-
-fn ready(cx: &Context<'_>, waypoint: &ServiceName) -> bool {
-    cx.out.services.contains_key(waypoint)
-        && cx.out.workloads.values().any(|w| w.health == Health::Healthy && w.services.contains_key(waypoint))
 }

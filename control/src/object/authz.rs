@@ -70,7 +70,7 @@ fn mode(r: &Reader<'_>) -> Mode {
 /// Parses a peer authentication.
 pub fn peer(spec: &Reader<'_>) -> PeerAuth {
     if spec.present() {
-        spec.known(&["selector", "mtls", "portLevelMtls"]);
+        spec.only(&["selector", "mtls", "portLevelMtls"]);
     }
     let ports = spec.at("portLevelMtls", |list| {
         let keys = list.raw().as_object().into_iter().flatten().map(|(key, _)| key);
@@ -89,11 +89,18 @@ pub fn peer(spec: &Reader<'_>) -> PeerAuth {
 /// Parses an authorization policy of a namespace.
 pub fn policy(spec: &Reader<'_>, namespace: &str) -> Authorization {
     if spec.present() {
-        spec.known(&["selector", "targetRefs", "targetRef", "action", "rules"]);
+        spec.only(&["selector", "targetRefs", "targetRef", "action", "rules"]);
     }
+    let mut audit = false;
     let action = match spec.string("action").as_deref() {
         None | Some("ALLOW") => PolicyAction::Allow,
         Some("DENY") => PolicyAction::Deny,
+        Some("AUDIT") => {
+            let reason = "AUDIT is not supported; the policy admits and refuses nothing";
+            spec.at("action", |f| f.warn("unsupported-field", reason, "remove the policy"));
+            audit = true;
+            PolicyAction::Deny
+        }
         Some(other) => {
             let reason = format!("action {other} is not supported");
             spec.at("action", |f| f.error("bad-value", reason, "use ALLOW or DENY"));
@@ -103,7 +110,10 @@ pub fn policy(spec: &Reader<'_>, namespace: &str) -> Authorization {
     let target = |t: Reader<'_>| (t.required("kind"), t.required("name"));
     let mut targets = spec.each("targetRefs", target);
     targets.extend(spec.opt("targetRef", target));
-    let rules = spec.each("rules", |r| rule(&r, namespace));
+    let mut rules = spec.each("rules", |r| rule(&r, namespace));
+    if audit {
+        rules.clear();
+    }
     let selector = selector(spec);
     if selector.is_some() && !targets.is_empty() {
         spec.error("conflict", "selector and targetRefs exclude each other", "keep one of them");
@@ -112,29 +122,27 @@ pub fn policy(spec: &Reader<'_>, namespace: &str) -> Authorization {
 }
 
 fn rule(r: &Reader<'_>, namespace: &str) -> L7Rule {
-    r.known(&["from", "to", "when"]);
+    r.only(&["from", "to", "when"]);
     L7Rule {
         from: r.each("from", |f| {
-            f.known(&["source"]);
-            f.at("source", |s| source(&s, namespace))
+            f.only(&["source"]);
+            f.at("source", |s| block(&s, |s| source(s, namespace)))
         }),
         to: r.each("to", |t| {
-            t.known(&["operation"]);
-            t.at("operation", |o| operation(&o))
+            t.only(&["operation"]);
+            t.at("operation", |o| block(&o, operation))
         }),
         when: r.each("when", |w| condition(&w)).into_iter().flatten().collect(),
     }
 }
 
-/// A field that narrows a rule cannot be dropped: the policy would mean something else.
-fn must_know(r: &Reader<'_>, known: &[&str]) {
-    for key in r.raw().as_object().into_iter().flatten().map(|(key, _)| key) {
-        if !known.contains(&key.as_str()) {
-            let reason =
-                format!("{key:?} is not supported, and without it the policy would mean something else");
-            r.at(key, |f| f.error("unsupported-field", reason, "remove it"));
-        }
+/// An empty block matches everybody: nobody writes one and means it.
+fn block<T: Default>(r: &Reader<'_>, read: impl FnOnce(&Reader<'_>) -> T) -> T {
+    if r.raw().as_object().is_none_or(serde_json::Map::is_empty) {
+        r.error("missing-field", "is missing or empty", "say what it matches, or remove the entry");
+        return T::default();
     }
+    read(r)
 }
 
 fn texts(r: &Reader<'_>, name: &str) -> Vec<StringMatch> {
@@ -142,19 +150,16 @@ fn texts(r: &Reader<'_>, name: &str) -> Vec<StringMatch> {
 }
 
 fn source(s: &Reader<'_>, namespace: &str) -> L7Source {
-    must_know(
-        s,
-        &[
-            "principals",
-            "notPrincipals",
-            "namespaces",
-            "notNamespaces",
-            "serviceAccounts",
-            "notServiceAccounts",
-            "ipBlocks",
-            "notIpBlocks",
-        ],
-    );
+    s.only(&[
+        "principals",
+        "notPrincipals",
+        "namespaces",
+        "notNamespaces",
+        "serviceAccounts",
+        "notServiceAccounts",
+        "ipBlocks",
+        "notIpBlocks",
+    ]);
     let accounts = |name: &str| {
         let split = |text: Arc<str>| match text.split_once('/') {
             Some((ns, sa)) => ServiceAccountMatch { namespace: ns.into(), service_account: sa.into() },
@@ -192,7 +197,7 @@ fn blocks(s: &Reader<'_>, name: &str) -> Vec<IpNet> {
 }
 
 fn operation(o: &Reader<'_>) -> L7Operation {
-    must_know(o, &["hosts", "notHosts", "ports", "notPorts", "methods", "notMethods", "paths", "notPaths"]);
+    o.only(&["hosts", "notHosts", "ports", "notPorts", "methods", "notMethods", "paths", "notPaths"]);
     let ports = |name: &str| {
         let item = |item: Reader<'_>| {
             let text = item.raw().as_str().map_or_else(|| item.raw().to_string(), str::to_string);
@@ -217,7 +222,7 @@ fn operation(o: &Reader<'_>) -> L7Operation {
 }
 
 fn condition(w: &Reader<'_>) -> Option<L7Condition> {
-    must_know(w, &["key", "values", "notValues"]);
+    w.only(&["key", "values", "notValues"]);
     let name = w.required("key");
     let Some(key) = condition_key(&name) else {
         w.at("key", |f| f.error("bad-value", format!("{name:?} is not supported"), "use a supported key"));

@@ -1,0 +1,128 @@
+//! Which services go through a waypoint: what labels ask for, else ours (decision 0015).
+
+use std::collections::BTreeSet;
+
+use mesh_core::model::{
+    GatewayAddress, GatewayDestination, Health, ServiceName, Tunnel,
+    l7::{L7Policy, L7Target},
+};
+
+use super::{Context, GATEWAY_NAME, USE_WAYPOINT};
+use crate::{
+    finding::Severity,
+    memory::Routed,
+    object::{Key, Labels},
+};
+
+/// Name of the waypoints that come by themselves.
+const OWN: &str = "waypoint";
+
+/// Notes that an object needs L7 for a service; ours comes when nothing else is asked for.
+pub(super) fn need(cx: &mut Context<'_>, routed: &Routed, key: &Key, service: &ServiceName, why: &str) {
+    if asked(cx, service) || !enrolled(cx, routed, service) {
+        return;
+    }
+    cx.out.waypoints.entry(service.namespace.clone()).or_insert_with(|| format!("{key} {why}"));
+    cx.needs.entry(service.clone()).or_insert_with(|| key.clone());
+}
+
+/// Whether labels already say which waypoint a service uses, or that it uses none.
+fn asked(cx: &Context<'_>, service: &ServiceName) -> bool {
+    let none = Labels::new();
+    let Some((key, object)) = cx.sources.get(service) else { return false };
+    object.meta.labels.contains_key(USE_WAYPOINT)
+        || cx.labelled_waypoint(&key.namespace, &none).is_some()
+        || cx.opted_out(&key.namespace, &none)
+}
+
+/// Whether any endpoint of a service is in the mesh. A service that was routed before and has no
+/// endpoints for a moment still counts: they will come back.
+fn enrolled(cx: &Context<'_>, routed: &Routed, service: &ServiceName) -> bool {
+    let mut endpoints = cx.out.workloads.values().filter(|w| w.services.contains_key(service)).peekable();
+    match endpoints.peek() {
+        None => routed.contains(service),
+        Some(_) => endpoints.any(|w| w.tunnel == Tunnel::Hbone),
+    }
+}
+
+/// Gives services their waypoint. A reference, once there, stays while it is wanted: without a ready
+/// instance traffic is refused at the client. Fails closed, but for a service whose first waypoint has
+/// not been ready yet and that no policy protects.
+pub(super) fn attach(cx: &mut Context<'_>, routed: &mut Routed) {
+    let mut now_routed = BTreeSet::new();
+    for (name, (key, object)) in cx.sources.clone() {
+        let labels = &object.meta.labels;
+        if labels.contains_key(GATEWAY_NAME) || cx.opted_out(&key.namespace, labels) {
+            continue;
+        }
+        if let Some(gateway) = cx.labelled_waypoint(&key.namespace, labels) {
+            tell_unavailable(cx, key, "metadata.labels", &name, &gateway);
+            assign(cx, &name, gateway, true);
+        } else if let Some(cause) = cx.needs.get(&name).cloned() {
+            let gateway = Context::waypoint_address(&key.namespace, OWN);
+            let through = ready(cx, &gateway) || routed.contains(&name) || policed(cx, &name);
+            if through {
+                now_routed.insert(name.clone());
+                tell_unavailable(cx, &cause, "", &name, &gateway);
+            } else {
+                tell_pending(cx, &cause, &name);
+            }
+            assign(cx, &name, gateway, through);
+        }
+    }
+    routed.set(now_routed);
+}
+
+fn assign(cx: &mut Context<'_>, service: &ServiceName, gateway: GatewayAddress, through: bool) {
+    if let Some(service) = cx.out.services.get_mut(service).filter(|_| through) {
+        service.waypoint = Some(gateway.clone());
+    }
+    cx.out.waypoint_of.insert(service.clone(), gateway);
+}
+
+fn ready(cx: &Context<'_>, gateway: &GatewayAddress) -> bool {
+    let GatewayDestination::Hostname(waypoint) = &gateway.destination else { return true };
+    cx.out.services.contains_key(waypoint)
+        && cx.out.workloads.values().any(|w| w.health == Health::Healthy && w.services.contains_key(waypoint))
+}
+
+/// Whether a policy is enforced for a service at our waypoint.
+fn policed(cx: &Context<'_>, service: &ServiceName) -> bool {
+    let reaches = |target: &L7Target| match target {
+        L7Target::Service(name) => name == service,
+        L7Target::Gateway { namespace, name } => **name == *OWN && *namespace == service.namespace,
+        L7Target::AllWaypoints => true,
+    };
+    let enforced = |p: &&L7Policy| !p.dry_run && p.targets.iter().any(reaches);
+    cx.out.l7_policies.values().any(|p| enforced(&p))
+}
+
+fn shown(gateway: &GatewayAddress) -> String {
+    match &gateway.destination {
+        GatewayDestination::Hostname(name) => name.to_string(),
+        GatewayDestination::Address(at) => at.address.to_string(),
+    }
+}
+
+fn tell_unavailable(
+    cx: &mut Context<'_>,
+    key: &Key,
+    field: &str,
+    service: &ServiceName,
+    at: &GatewayAddress,
+) {
+    if !ready(cx, at) {
+        let reason = format!(
+            "connections to {} are refused: its waypoint {} has no ready instance",
+            service.hostname,
+            shown(at)
+        );
+        cx.note(key, field, "waypoint-unavailable", reason, "start the waypoint, or see why it is not ready");
+    }
+}
+
+fn tell_pending(cx: &mut Context<'_>, key: &Key, service: &ServiceName) {
+    let reason =
+        format!("waits for the first waypoint of {}, which is still reached directly", service.hostname);
+    cx.problem(key, Severity::Info, "", "waypoint-pending", reason, "nothing to do; see why if it lasts");
+}
