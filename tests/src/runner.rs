@@ -1,7 +1,7 @@
 //! The node runner: stands in for scheduler and kubelet. It turns Deployments into pods with the
 //! real programs, reports them as Pod objects, and writes the pods' hosts files from the services.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -9,8 +9,12 @@ use serde_json::{Value, json};
 use crate::{
     manifest, net,
     process::Process,
+    wait,
     world::{Pod, World},
 };
+
+/// How long a waypoint may take to be ready.
+const READY: Duration = Duration::from_secs(20);
 
 /// Makes the pods that Deployments ask for and that do not exist yet; returns their names.
 pub fn reconcile(world: &mut World) -> Result<Vec<String>> {
@@ -49,9 +53,16 @@ fn start(world: &mut World, namespace: &str, name: &str, owner: &str, deployment
     pod.labels.insert("pod-template-hash".to_string(), "0".to_string());
     world.pods.insert(format!("{namespace}/{name}"), pod.clone());
     let container = spec["containers"][0].clone();
-    launch(world, &pod, deployment, &container)?;
     let file = format!("pods/{}/{namespace}.{name}.yaml", pod.node_name());
-    world.write(&file, &manifest::pod(&pod, Some(owner), &container))
+    // As a kubelet: the object is there before the program, and ready when the probe says so.
+    world.write(&file, &manifest::pod(&pod, Some(owner), &container, false))?;
+    launch(world, &pod, deployment, &container)?;
+    if container["image"].as_str().is_some_and(|image| image.contains("waypoint")) {
+        wait::until(READY, &format!("{namespace}/{name} to be ready"), || {
+            pod.exec(&["curl", "-sSf", "http://127.0.0.1:15020/readyz"]).ok().map(drop)
+        })?;
+    }
+    world.write(&file, &manifest::pod(&pod, Some(owner), &container, true))
 }
 
 fn labels(value: &Value) -> BTreeMap<String, String> {

@@ -282,6 +282,7 @@ impl World {
         command.arg("--tokens").arg(self.root.join("tokens.yaml"));
         command.args(["--listen", &format!("{}:{CONTROL_PORT}", net::UNDERLAY)]);
         command.args(["--admin", &format!("{}:{CONTROL_ADMIN}", net::UNDERLAY)]);
+        command.arg("--admin-socket").arg(janitor::sockets(&self.id).join("control.sock"));
         self.control = Some(Process::spawn(&mut command, &self.log_file("control"))?);
         self.ready("control", Duration::from_secs(20), || self.control_get("/readyz").ok().map(drop))
     }

@@ -28,11 +28,13 @@ pub enum Removals {
     Later,
 }
 
-/// The order of a push. Policies of waypoints come before what they protect and go after it, so that a
+/// The order of a push. Policies come before the workloads that name them and go after them: a workload
+/// that names a policy which is not known is closed to everybody. Policies of waypoints come before what they protect and go after it, so that a
 /// service is never bound to a waypoint that does not know its policies; of the others, what is referred
 /// to comes before what refers.
-pub const ORDER: [(&str, Removals); 6] = [
+pub const ORDER: [(&str, Removals); 7] = [
     (L7_POLICY_TYPE, Removals::Later),
+    (AUTHORIZATION_TYPE, Removals::Later),
     (ADDRESS_TYPE, Removals::Included),
     (AUTHORIZATION_TYPE, Removals::Included),
     (LABELS_TYPE, Removals::Included),
