@@ -1,6 +1,6 @@
 //! Putting the agent together: what starts in which order, and what ends in which.
 
-use std::{collections::BTreeMap, fs::File, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fs::File, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use mesh_core::{identity::Identity, snapshot::Snapshot};
@@ -161,9 +161,13 @@ fn node_facts(config: &Config) -> NodeFacts {
     }
 }
 
+fn cache_file(config: &Config) -> PathBuf {
+    config.state_dir.join("snapshot")
+}
+
 /// The last good configuration, so that a restart does not depend on the control plane (I-7).
 fn last_good(config: &Config) -> (Arc<SnapshotStore>, Versions) {
-    let path = config.state_dir.join("snapshot");
+    let path = cache_file(config);
     let (snapshot, versions) = match store::load(&path) {
         Ok(Some(cached)) => {
             tracing::info!(path = %path.display(), workloads = cached.0.workload_count(), "starting from the last good configuration");
@@ -193,6 +197,7 @@ fn xds_config(config: &Config, endpoint: ControlEndpoint) -> XdsConfig {
         metadata: BTreeMap::from(metadata.map(|(key, value)| (key.to_owned(), value.clone()))),
         // Referents first: a workload that names a policy which is not known is closed to everybody.
         types: vec![AUTHORIZATION_TYPE, ADDRESS_TYPE],
+        cache: Some(cache_file(config)),
     }
 }
 

@@ -5,6 +5,7 @@
 //! recorded as held, the world is kept while disconnected.
 
 mod decode;
+mod keeper;
 mod state;
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
@@ -18,6 +19,8 @@ use tonic::{
     metadata::{Ascii, MetadataValue},
     transport::{Certificate, Channel, ClientTlsConfig, Endpoint},
 };
+
+use keeper::Keeper;
 
 pub use decode::{decode, removal};
 pub use state::{Refused, Session};
@@ -140,6 +143,8 @@ pub struct XdsConfig {
     pub metadata: BTreeMap<String, String>,
     /// Type URLs, referents first.
     pub types: Vec<&'static str>,
+    /// Where the last good snapshot is kept; nowhere when not given.
+    pub cache: Option<PathBuf>,
 }
 
 /// State of the stream, for readiness, metrics and `/debug`.
@@ -166,12 +171,16 @@ pub async fn run(
     synced: Pending,
     cancel: CancellationToken,
 ) {
-    let mut synced = Some(synced);
+    // A world from disk is enough to start with (I-7).
+    let mut synced = Some(synced).filter(|_| !store.current().is_complete());
     let mut backoff = FIRST_BACKOFF;
+    let mut keeper = Keeper::new(config.cache.clone());
     loop {
         let before = status.borrow().responses;
-        let stream = stream(&config, &store, &mut session, &status, &mut synced);
-        let Some(end) = cancel.run_until_cancelled(stream).await else { return };
+        let stream = stream(&config, &store, &mut session, &status, &mut synced, &mut keeper);
+        let ended = cancel.run_until_cancelled(stream).await;
+        keeper.save_now(&store, &session).await;
+        let Some(end) = ended else { return };
         let reason = end.err().unwrap_or_else(|| "stream ended".into());
         tracing::warn!(error = %reason, "control plane stream ended");
         status.send_modify(|s| {
@@ -209,6 +218,7 @@ async fn stream(
     session: &mut Session,
     status: &watch::Sender<XdsStatus>,
     synced: &mut Option<Pending>,
+    keeper: &mut Keeper,
 ) -> Result<(), String> {
     let channel = config.endpoint.connect().await.map_err(|error| chain(&error))?;
     let (send, receive) = mpsc::channel(16);
@@ -226,7 +236,15 @@ async fn stream(
         s.connections += 1;
         s.last_error = None;
     });
-    while let Some(response) = responses.message().await.map_err(|error| status_text(&error))? {
+    loop {
+        let response = tokio::select! {
+            response = responses.message() => response.map_err(|error| status_text(&error))?,
+            () = keeper.due() => {
+                keeper.save_now(store, session).await;
+                continue;
+            }
+        };
+        let Some(response) = response else { return Ok(()) };
         let snapshot = store.current();
         let (mut changes, answer, refused) = session.take(response, &snapshot);
         if session.complete(&config.types) && !snapshot.is_complete() {
@@ -234,7 +252,9 @@ async fn stream(
         }
         store.apply(changes);
         if session.complete(&config.types) {
+            // The keeper writes it when it is whole.
             drop(synced.take());
+            keeper.changed();
         }
         status.send_modify(|s| {
             s.responses += 1;
@@ -242,7 +262,6 @@ async fn stream(
         });
         send.send(answer).await.map_err(|error| error.to_string())?;
     }
-    Ok(())
 }
 
 fn node(config: &XdsConfig) -> Node {

@@ -56,8 +56,9 @@ struct World {
     status: watch::Receiver<XdsStatus>,
     ready: Ready,
     conversations: mpsc::Receiver<Conversation>,
-    _stop: tokio_util::sync::DropGuard,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
+    stop: tokio_util::sync::DropGuard,
+    task: tokio::task::JoinHandle<()>,
 }
 
 async fn world() -> World {
@@ -82,12 +83,13 @@ async fn world() -> World {
         node_id: "ztunnel~10.0.0.1~agent.culvert-system~culvert-system.svc.cluster.local".into(),
         metadata: BTreeMap::from([("NODE_NAME".into(), "node-a".into())]),
         types: vec![wire::ADDRESS_TYPE],
+        cache: Some(dir.path().join("state/snapshot")),
     };
     let (store, ready, cancel) = (Arc::new(SnapshotStore::default()), Ready::new(), CancellationToken::new());
     let (publish, status) = watch::channel(XdsStatus::default());
     let synced = ready.awaits("state manager");
-    tokio::spawn(run(config, store.clone(), Session::default(), publish, synced, cancel.clone()));
-    World { store, status, ready, conversations, _stop: cancel.drop_guard(), _dir: dir }
+    let task = tokio::spawn(run(config, store.clone(), Session::default(), publish, synced, cancel.clone()));
+    World { store, status, ready, conversations, dir, stop: cancel.drop_guard(), task }
 }
 
 fn pod(name: &str) -> Workload {
@@ -169,4 +171,42 @@ async fn a_new_stream_resumes_with_what_is_held_and_the_world_stays_meanwhile() 
     let open = talk.requests.recv().await.unwrap();
     let held: Vec<_> = open.initial_resource_versions.into_iter().collect();
     assert_eq!(held, [(pod("b").uid.to_string(), "7".to_string())]);
+}
+
+#[tokio::test]
+async fn the_last_good_world_is_on_disk_when_the_program_ends_and_the_next_one_starts_ready() {
+    let mut world = world().await;
+    let mut talk = world.conversations.recv().await.unwrap();
+    talk.requests.recv().await.unwrap();
+    talk.responses.send(response(vec![resource(&pod("a"), "3")], &[], "n1")).await.unwrap();
+    talk.requests.recv().await.unwrap();
+    drop(world.stop);
+    world.task.await.unwrap();
+    let (snapshot, versions) = crate::store::load(&world.dir.path().join("state/snapshot")).unwrap().unwrap();
+    assert!(snapshot.is_complete() && snapshot.workload(&pod("a").uid).is_some());
+    assert_eq!(versions[wire::ADDRESS_TYPE][&pod("a").uid.to_string()], "3");
+
+    // Nobody answers at this address any more: the program is ready all the same.
+    let (store, ready) = (Arc::new(SnapshotStore::new(snapshot)), Ready::new());
+    let config = XdsConfig {
+        endpoint: ControlEndpoint {
+            url: "http://127.0.0.1:1".into(),
+            roots: None,
+            server_name: None,
+            token: None,
+            cluster: "c".into(),
+        },
+        node_id: "n".into(),
+        metadata: BTreeMap::new(),
+        types: vec![wire::ADDRESS_TYPE],
+        cache: None,
+    };
+    let (publish, mut status) = watch::channel(XdsStatus::default());
+    let (cancel, synced) = (CancellationToken::new(), ready.awaits("configuration"));
+    let session = Session::resume(versions);
+    let task = tokio::spawn(run(config, store, session, publish, synced, cancel.clone()));
+    status.wait_for(|status| status.last_error.is_some()).await.unwrap();
+    assert!(ready.pending().is_empty());
+    cancel.cancel();
+    task.await.unwrap();
 }
