@@ -29,7 +29,7 @@ pub const CONNECTION_WINDOW: u32 = 16 << 20;
 /// Largest DATA frame, bytes (Istio's).
 pub const FRAME_SIZE: u32 = 1 << 20;
 /// Most bytes that one write puts into the send buffer of a stream.
-pub(crate) const MAX_WRITE: usize = 256 << 10;
+pub(crate) const MAX_WRITE: usize = 64 << 10;
 const SEND_BUFFER: usize = 400 << 10;
 const PING_EVERY: Duration = Duration::from_secs(10);
 const PING_LIMIT: Duration = Duration::from_secs(20);
