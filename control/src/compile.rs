@@ -1,9 +1,12 @@
 //! Objects → what agents and waypoints are told (pure).
 
+mod external;
 mod l4;
 mod l7;
 mod services;
+mod slices;
 mod snapshot;
+mod targets;
 mod waypoints;
 mod workloads;
 
@@ -91,6 +94,8 @@ struct Context<'a> {
     options: &'a Options,
     /// The object behind each service.
     sources: BTreeMap<ServiceName, (&'a Key, &'a Object)>,
+    /// Selected endpoints by namespace.
+    backends: BTreeMap<Arc<str>, Vec<services::Backend<'a>>>,
     /// Services that need L7, and the object that says so.
     needs: BTreeMap<ServiceName, Key>,
     out: Compiled,
@@ -98,11 +103,15 @@ struct Context<'a> {
 
 /// Compiles the objects of a folder.
 pub fn compile(store: &Store, options: &Options, memory: &mut Memory) -> Compiled {
-    let (sources, needs) = (BTreeMap::new(), BTreeMap::new());
-    let mut cx = Context { store, options, sources, needs, out: Compiled::default() };
+    let (sources, backends, needs) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    let mut cx = Context { store, options, sources, backends, needs, out: Compiled::default() };
     services::compile(&mut cx, &mut memory.vips);
+    external::services(&mut cx, &mut memory.external);
     workloads::compile(&mut cx);
+    external::workloads(&mut cx);
+    slices::compile(&mut cx);
     l7::compile(&mut cx, &memory.routed);
+    targets::compile(&mut cx, &memory.routed);
     l4::compile(&mut cx);
     waypoints::attach(&mut cx, &mut memory.routed);
     l4::require_waypoints(&mut cx);

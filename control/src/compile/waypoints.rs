@@ -17,13 +17,42 @@ use crate::{
 /// Name of the waypoints that come by themselves.
 const OWN: &str = "waypoint";
 
+/// Why a service needs L7.
+#[derive(Clone, Copy)]
+pub(super) enum Cause {
+    /// Routes name it.
+    Routes,
+    /// A policy is attached to it.
+    Policy,
+}
+
 /// Notes that an object needs L7 for a service; ours comes when nothing else is asked for.
-pub(super) fn need(cx: &mut Context<'_>, routed: &Routed, key: &Key, service: &ServiceName, why: &str) {
-    if asked(cx, service) || !enrolled(cx, routed, service) {
+pub(super) fn need(cx: &mut Context<'_>, routed: &Routed, key: &Key, service: &ServiceName, cause: Cause) {
+    if asked(cx, service) || !cx.sources.contains_key(service) {
         return;
     }
-    cx.out.waypoints.entry(service.namespace.clone()).or_insert_with(|| format!("{key} {why}"));
+    if !enrolled(cx, routed, service) {
+        return without_effect(cx, key, service, cause);
+    }
+    let why = match cause {
+        Cause::Routes => format!("{key} routes {}", service.hostname),
+        Cause::Policy => format!("{key} is enforced at L7"),
+    };
+    cx.out.waypoints.entry(service.namespace.clone()).or_insert(why);
     cx.needs.entry(service.clone()).or_insert_with(|| key.clone());
+}
+
+/// A service outside the mesh gets no waypoint by itself: its clients may not be in the mesh either.
+fn without_effect(cx: &mut Context<'_>, key: &Key, service: &ServiceName, cause: Cause) {
+    let (severity, what) = match cause {
+        Cause::Routes => (Severity::Info, "these routes have"),
+        Cause::Policy => (Severity::Warning, "this policy has"),
+    };
+    let host = &service.hostname;
+    let reason =
+        format!("{what} no effect on {host}: no endpoint of it is in the mesh and no waypoint is named");
+    let remedy = "enrol its namespace, or name a waypoint with the label istio.io/use-waypoint";
+    cx.problem(key, severity, "", "not-enrolled", reason, remedy);
 }
 
 /// Whether labels already say which waypoint a service uses, or that it uses none.

@@ -107,7 +107,17 @@ pub fn policy(spec: &Reader<'_>, namespace: &str) -> Authorization {
             PolicyAction::Deny
         }
     };
-    let target = |t: Reader<'_>| (t.required("kind"), t.required("name"));
+    let target = |t: Reader<'_>| {
+        t.known(&["group", "kind", "name"]);
+        let kind = t.required("kind");
+        if !["", "Service", "ServiceEntry", "Gateway", "GatewayClass"].contains(&&*kind) {
+            let reason = format!("{kind} is no target of a policy");
+            t.at("kind", |f| {
+                f.error("bad-value", reason, "use Service, ServiceEntry, Gateway or GatewayClass")
+            });
+        }
+        (kind, t.required("name"))
+    };
     let mut targets = spec.each("targetRefs", target);
     targets.extend(spec.opt("targetRef", target));
     let mut rules = spec.each("rules", |r| rule(&r, namespace));
