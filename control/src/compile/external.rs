@@ -41,9 +41,9 @@ pub(super) fn services(cx: &mut Context<'_>, vips: &mut Vips) {
             cx.out.services.insert(name.clone(), service);
             names.push(name);
         }
-        if !entry.selector.is_empty() && entry.resolution != Resolution::None {
-            let backend = Backend { selector: &entry.selector, services: names, ports: &entry.ports };
-            cx.backends.entry(key.namespace.clone()).or_default().push(backend);
+        if entry.resolution != Resolution::None {
+            let (selector, ports) = (&entry.selector, &entry.ports[..]);
+            cx.add_backend(&key.namespace, Backend { selector, services: names, ports });
         }
     }
 }

@@ -37,11 +37,8 @@ pub(super) fn compile(cx: &mut Context<'_>, vips: &mut Vips) {
         service.ports = spec.ports.iter().map(|p| mapping(p, Named::Nobody)).collect();
         service.load_balancing = load_balancing(spec);
         service.canonical = true;
-        if !spec.selector.is_empty() {
-            let (selector, services) = (&spec.selector, vec![name.clone()]);
-            let backend = Backend { selector, services, ports: &spec.ports };
-            cx.backends.entry(key.namespace.clone()).or_default().push(backend);
-        }
+        let (selector, services) = (&spec.selector, vec![name.clone()]);
+        cx.add_backend(&key.namespace, Backend { selector, services, ports: &spec.ports });
         cx.sources.insert(name.clone(), (key, object));
         cx.out.services.insert(name, service);
     }

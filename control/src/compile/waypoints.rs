@@ -67,10 +67,28 @@ fn asked(cx: &Context<'_>, service: &ServiceName) -> bool {
 /// Whether any endpoint of a service is in the mesh. A service that was routed before and has no
 /// endpoints for a moment still counts: they will come back.
 fn enrolled(cx: &Context<'_>, routed: &Routed, service: &ServiceName) -> bool {
-    let mut endpoints = cx.out.workloads.values().filter(|w| w.services.contains_key(service)).peekable();
+    let mut endpoints = cx.endpoints(service).peekable();
     match endpoints.peek() {
         None => routed.contains(service),
         Some(_) => endpoints.any(|w| w.tunnel == Tunnel::Hbone),
+    }
+}
+
+/// While some documents cannot be read, what was routed stays routed: the routes may be among them.
+fn keep_in_doubt(cx: &mut Context<'_>, routed: &Routed) {
+    if !cx.store.doubtful {
+        return;
+    }
+    let kept: Vec<(ServiceName, Key)> = cx
+        .sources
+        .iter()
+        .map(|(name, (key, _))| (name.clone(), (*key).clone()))
+        .filter(|(name, _)| routed.contains(name) && !asked(cx, name))
+        .collect();
+    for (name, key) in kept {
+        let why = || format!("{key} was routed before, and documents that may say so cannot be read");
+        cx.out.waypoints.entry(name.namespace.clone()).or_insert_with(why);
+        cx.needs.entry(name).or_insert(key);
     }
 }
 
@@ -78,6 +96,7 @@ fn enrolled(cx: &Context<'_>, routed: &Routed, service: &ServiceName) -> bool {
 /// instance traffic is refused at the client. Fails closed, but for a service whose first waypoint has
 /// not been ready yet and that no policy protects.
 pub(super) fn attach(cx: &mut Context<'_>, routed: &mut Routed) {
+    keep_in_doubt(cx, routed);
     let mut now_routed = BTreeSet::new();
     for (name, (key, object)) in cx.sources.clone() {
         let labels = &object.meta.labels;
@@ -111,8 +130,7 @@ fn assign(cx: &mut Context<'_>, service: &ServiceName, gateway: GatewayAddress, 
 
 fn ready(cx: &Context<'_>, gateway: &GatewayAddress) -> bool {
     let GatewayDestination::Hostname(waypoint) = &gateway.destination else { return true };
-    cx.out.services.contains_key(waypoint)
-        && cx.out.workloads.values().any(|w| w.health == Health::Healthy && w.services.contains_key(waypoint))
+    cx.out.services.contains_key(waypoint) && cx.endpoints(waypoint).any(|w| w.health == Health::Healthy)
 }
 
 /// Whether a policy is enforced for a service at our waypoint.
@@ -140,7 +158,7 @@ fn tell_unavailable(
     service: &ServiceName,
     at: &GatewayAddress,
 ) {
-    if !ready(cx, at) {
+    if !ready(cx, at) && cx.endpoints.contains_key(service) {
         let reason = format!(
             "connections to {} are refused: its waypoint {} has no ready instance",
             service.hostname,

@@ -66,8 +66,11 @@ pub(super) fn backed(
     named: Named<'_>,
 ) -> ServicePorts {
     let mut found: BTreeMap<ServiceName, Vec<PortMapping>> = BTreeMap::new();
-    let backends = cx.backends.get(namespace).map_or(&[][..], Vec::as_slice);
-    for backend in backends.iter().filter(|backend| selects(backend.selector, labels)) {
+    let first = |(label, value): (&Arc<str>, &Arc<str>)| {
+        cx.backends.get(namespace).and_then(|all| all.get(&(label.clone(), value.clone())))
+    };
+    let candidates = labels.iter().filter_map(first).flatten();
+    for backend in candidates.filter(|backend| selects(backend.selector, labels)) {
         let ports = backend.ports.iter().map(|p| mapping(p, named)).filter(|p| p.target_port != 0);
         let ports: Vec<_> = ports.collect();
         found.extend(backend.services.iter().map(|name| (name.clone(), ports.clone())));
