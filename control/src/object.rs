@@ -4,6 +4,7 @@ mod authz;
 mod external;
 mod kube;
 mod rule;
+mod slice;
 pub mod stand_in;
 mod virtual_service;
 
@@ -12,9 +13,10 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use serde_json::Value;
 
 pub use authz::{Authorization, Mode, PeerAuth, cidr};
-pub use external::{Entry, Place, Resolution, ServiceEntry, Slice, SliceEndpoint};
+pub use external::{Entry, Place, Resolution, ServiceEntry};
 pub use kube::{Gateway, Pod, Service, ServicePort, TargetPort};
 pub use rule::DestinationRule;
+pub use slice::{Slice, SliceEndpoint};
 pub use virtual_service::VirtualService;
 
 use crate::{
@@ -143,7 +145,7 @@ pub fn parse(value: &Value, sink: &Sink) -> (Key, Option<Object>) {
         "Service" => spec(&mut |s| Body::Service(kube::service(&s))),
         "WorkloadEntry" => spec(&mut |_| Body::Entry(external::entry(&doc))),
         "ServiceEntry" => spec(&mut |s| Body::ServiceEntry(external::service_entry(&s))),
-        "EndpointSlice" => Some(Body::Slice(external::slice(&doc, &meta.labels))),
+        "EndpointSlice" => Some(Body::Slice(slice::parse(&doc, &meta.labels))),
         "Gateway" => spec(&mut |s| Body::Gateway(kube::gateway(&s))),
         "VirtualService" => spec(&mut |s| Body::VirtualService(virtual_service::parse(&s, &namespace))),
         "DestinationRule" => spec(&mut |s| Body::DestinationRule(rule::parse(&s, &namespace))),
