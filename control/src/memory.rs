@@ -53,6 +53,11 @@ impl Routed {
         self.services.contains(service)
     }
 
+    /// Services that were routed before.
+    pub fn all(&self) -> &BTreeSet<ServiceName> {
+        &self.services
+    }
+
     /// Remembers exactly these.
     pub fn set(&mut self, services: BTreeSet<ServiceName>) {
         if self.services == services {

@@ -42,8 +42,12 @@ pub(super) fn need(cx: &mut Context<'_>, routed: &Routed, key: &Key, service: &S
     cx.needs.entry(service.clone()).or_insert_with(|| key.clone());
 }
 
-/// A service outside the mesh gets no waypoint by itself: its clients may not be in the mesh either.
+/// A service outside the mesh gets no waypoint by itself: its clients may not be in the mesh either. One
+/// without endpoints is only not there yet.
 fn without_effect(cx: &mut Context<'_>, key: &Key, service: &ServiceName, cause: Cause) {
+    if !cx.endpoints.contains_key(service) {
+        return;
+    }
     let (severity, what) = match cause {
         Cause::Routes => (Severity::Info, "these routes have"),
         Cause::Policy => (Severity::Warning, "this policy has"),
@@ -97,7 +101,8 @@ fn keep_in_doubt(cx: &mut Context<'_>, routed: &Routed) {
 /// not been ready yet and that no policy protects.
 pub(super) fn attach(cx: &mut Context<'_>, routed: &mut Routed) {
     keep_in_doubt(cx, routed);
-    let mut now_routed = BTreeSet::new();
+    // A service that cannot be read now was not necessarily deleted.
+    let mut now_routed = if cx.store.doubtful { routed.all().clone() } else { BTreeSet::new() };
     for (name, (key, object)) in cx.sources.clone() {
         let labels = &object.meta.labels;
         if labels.contains_key(GATEWAY_NAME) || cx.opted_out(&key.namespace, labels) {
