@@ -11,6 +11,7 @@ use std::{
 };
 
 use mesh_core::{
+    hbone::Authority,
     identity::Identity,
     inbound::{self, InboundFacts},
     model::{Service, Workload},
@@ -61,6 +62,10 @@ pub struct Ends {
     pub destination_identity: Option<Identity>,
     /// The way of the bytes.
     pub path: Option<Path>,
+    /// Authority of the tunnel's CONNECT request.
+    pub authority: Option<Authority>,
+    /// Version of the snapshot that decided.
+    pub snapshot: Option<u64>,
 }
 
 /// A flow that did not end in order.

@@ -167,7 +167,9 @@ fn note_arrival(flow: &FlowGuard, facts: &InboundFacts) {
         }
         Arrival::Hbone { identity, authority, .. } => {
             ends.path = Some(Path::Tunnel);
+            ends.destination_identity = Some(flow.member.identity.clone());
             ends.source_identity = Some(identity.clone());
+            ends.authority = Some(authority.clone());
             ends.original = match authority {
                 head::Authority::Address(address) => Some(*address),
                 head::Authority::Host(..) => None,
@@ -178,9 +180,9 @@ fn note_arrival(flow: &FlowGuard, facts: &InboundFacts) {
 
 fn note_admission(flow: &FlowGuard, admission: &Admission) {
     let mut ends = flow.ends.borrow_mut();
+    ends.snapshot = Some(admission.snapshot);
     ends.source.clone_from(&admission.source);
     ends.destination = Some(admission.workload.clone());
-    ends.destination_identity = Some(flow.member.identity.clone());
     ends.service.clone_from(&admission.service);
     ends.upstream = Some(admission.dial);
 }

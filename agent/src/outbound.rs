@@ -101,6 +101,10 @@ fn note(flow: &FlowGuard, plan: &OutboundPlan) {
     ends.destination.clone_from(&plan.destination);
     ends.service.clone_from(&plan.service);
     ends.path = Some(plan.path);
+    ends.snapshot = Some(plan.snapshot);
+    if let Transport::Tunnel(tunnel) = &plan.transport {
+        ends.authority = Some(tunnel.authority.clone());
+    }
 }
 
 async fn plain(worker: &Worker, flow: &FlowGuard, hop: &Hop) -> Result<TcpStream, Refusal> {
