@@ -15,7 +15,11 @@ use tokio::{
 use tonic::transport::{Identity, Server, ServerTlsConfig, server::TcpIncoming};
 
 use crate::{
-    admin::{Admin, router, socket},
+    admin::{
+        Admin,
+        bounded::{Bounded, CONNECTIONS},
+        router, socket,
+    },
     auth::Tokens,
     ca::{Ca, CaService, Given},
     compile::Options,
@@ -93,7 +97,7 @@ pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)
     let admin = router(Admin { folder: config.folder.clone(), current, clients, metrics });
     let listener = TcpListener::bind(config.admin).await.context("admin address cannot be bound")?;
     let admin_address = listener.local_addr()?;
-    let served = axum::serve(listener, admin.clone());
+    let served = axum::serve(Bounded::new(listener, CONNECTIONS), admin.clone());
     // Bound to the end of this function: the file goes with it.
     let (local, _file) = match &config.admin_socket {
         Some(path) => socket::bind(path).await.map(|(listener, file)| (Some(listener), Some(file)))?,
@@ -101,7 +105,7 @@ pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)
     };
     let locally = async {
         match local {
-            Some(listener) => axum::serve(listener, admin).await,
+            Some(listener) => axum::serve(Bounded::new(listener, CONNECTIONS), admin).await,
             None => std::future::pending().await,
         }
     };
