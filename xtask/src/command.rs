@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 /// The checkout.
 pub fn root() -> Result<PathBuf> {
@@ -66,6 +67,13 @@ pub fn cargo(root: &Path) -> Command {
     let mut command = Command::new("cargo");
     command.current_dir(root);
     command
+}
+
+/// Cargo's target folder, wherever the user put it.
+pub fn target(root: &Path) -> Result<PathBuf> {
+    let text = output(cargo(root).args(["metadata", "--format-version", "1", "--no-deps"]))?;
+    let metadata: Value = serde_json::from_str(&text).context("cargo metadata")?;
+    Ok(metadata["target_directory"].as_str().context("cargo metadata names its target folder")?.into())
 }
 
 fn shown(command: &Command) -> String {

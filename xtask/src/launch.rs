@@ -1,16 +1,12 @@
 //! `cargo xtask demo` and `cargo xtask bench`: build what they need, then become them.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{path::Path, process::Command};
 
-use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use anyhow::{Result, bail};
 
 use crate::{
     build,
-    command::{cargo, find, is_root, output, run},
+    command::{cargo, find, is_root, run, target},
 };
 
 /// Programs beyond `setup`'s that a demo or a benchmark drives, and their Debian packages.
@@ -47,11 +43,4 @@ fn load_programs() -> Result<()> {
     println!("setup: installing {list}");
     run(Command::new("apt-get").args(["-qq", "update"]))?;
     run(Command::new("apt-get").args(["-qq", "install", "-y", "--no-install-recommends"]).args(missing))
-}
-
-/// Cargo's target folder, wherever the user put it.
-fn target(root: &Path) -> Result<PathBuf> {
-    let text = output(cargo(root).args(["metadata", "--format-version", "1", "--no-deps"]))?;
-    let metadata: Value = serde_json::from_str(&text).context("cargo metadata")?;
-    Ok(metadata["target_directory"].as_str().context("cargo metadata names its target folder")?.into())
 }

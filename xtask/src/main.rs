@@ -9,6 +9,7 @@ mod launch;
 mod setup;
 mod test;
 mod tidy;
+mod verify;
 
 use clap::{Parser, Subcommand};
 
@@ -55,6 +56,15 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Loads, attaches and tries the kernel programs on other kernels, in QEMU.
+    Verify {
+        /// Kernel series, such as `6.1`.
+        #[arg(long, value_delimiter = ',', default_value = verify::KERNELS)]
+        kernels: Vec<String>,
+        /// Writes the results as JSON.
+        #[arg(long, value_name = "FILE")]
+        json: Option<std::path::PathBuf>,
+    },
     /// Checks crate edges, module cycles, the code map and generated files.
     Tidy,
     /// Everything that must hold before a change lands.
@@ -70,6 +80,7 @@ fn main() -> anyhow::Result<()> {
         Verb::Codegen { check } => codegen::run(&root, check),
         Verb::Demo { args } => launch::launch(&root, "culvert-demo", &args),
         Verb::Bench { args } => launch::launch(&root, "culvert-bench", &args),
+        Verb::Verify { kernels, json } => verify::run(&root, &verify::Options { kernels, json }),
         Verb::Tidy => tidy::run(&root),
         Verb::Ci => ci::run_gates(&root),
     }
