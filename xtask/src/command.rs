@@ -76,7 +76,8 @@ pub fn target(root: &Path) -> Result<PathBuf> {
     Ok(metadata["target_directory"].as_str().context("cargo metadata names its target folder")?.into())
 }
 
-fn shown(command: &Command) -> String {
+/// A command as a person would type it.
+pub fn shown(command: &Command) -> String {
     let mut text = command.get_program().to_string_lossy().into_owned();
     for arg in command.get_args() {
         text.push(' ');

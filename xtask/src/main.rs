@@ -11,6 +11,8 @@ mod test;
 mod tidy;
 mod verify;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 /// Culvert's developer commands. Each one installs or builds what it needs by itself.
@@ -23,7 +25,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Finds or installs every tool that building and testing need.
+    /// Finds or installs every tool that building, tests, demo and benchmarks need.
     Setup,
     /// Builds the eBPF object and the programs.
     Build {
@@ -71,9 +73,19 @@ enum Verb {
     Ci,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match dispatch(Cli::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(verb: Verb) -> anyhow::Result<()> {
     let root = command::root()?;
-    match Cli::parse().verb {
+    match verb {
         Verb::Setup => setup::announce(),
         Verb::Build { release } => build::all(&root, release),
         Verb::Test { filter } => test::run_tests(&root, filter.as_deref()),
