@@ -96,8 +96,12 @@ impl Recorder {
         log(flow, outcome);
     }
 
-    /// The counters of a flow as it is known now.
-    fn handle(&self, flow: &Flow) -> Rc<tcp::Handle> {
+    /// The counters of a flow as it is known when it is carried.
+    fn handle<'a>(&self, flow: &'a Flow) -> &'a tcp::Handle {
+        flow.handle.get_or_init(|| self.resolve(flow))
+    }
+
+    fn resolve(&self, flow: &Flow) -> Rc<tcp::Handle> {
         let ends = flow.ends.borrow();
         let reporter = match flow.direction {
             Direction::Outbound => "source",
