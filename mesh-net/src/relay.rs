@@ -8,7 +8,7 @@ use std::{cell::Cell, future::poll_fn, io, net::Shutdown, time::Duration};
 use bytes::{BufMut, Bytes, BytesMut};
 use mesh_core::outcome::Reason;
 use socket2::SockRef;
-use tokio::net::TcpStream;
+use tokio::{io::Interest, net::TcpStream};
 
 use crate::hbone::{HboneStream, MAX_WRITE};
 
@@ -57,16 +57,20 @@ pub async fn tunnel(
         loop {
             tokio::select! {
                 ready = tcp.readable() => ready.map_err(Side::Tcp)?,
-                error = poll_fn(|cx| up.poll_reset(cx)) => return Err(Side::Far(error)),
+                reset = poll_fn(|cx| up.poll_reset(cx)) => return reset.map_err(Side::Far),
             }
-            let room = poll_fn(|cx| up.poll_room(cx, size)).await.map_err(Side::Far)?;
+            let room = tokio::select! {
+                biased;
+                room = poll_fn(|cx| up.poll_room(cx, size)) => room.map_err(Side::Far)?,
+                error = failure(&tcp) => return Err(Side::Tcp(error)),
+            };
             match read(&tcp, room, &mut size).map_err(Side::Tcp)? {
                 Some(bytes) if bytes.is_empty() => return up.finish().map_err(Side::Far),
                 Some(bytes) => {
                     add(&counters.sent, bytes.len());
                     up.send(bytes).map_err(Side::Far)?;
                 }
-                None => {}
+                None => up.give_back(),
             }
         }
     };
@@ -130,6 +134,18 @@ async fn copy(
             }
             None => {}
         }
+    }
+}
+
+/// Completes when the other end of a socket that we do not read now has reset it.
+async fn failure(tcp: &TcpStream) -> io::Error {
+    match tcp.ready(Interest::ERROR).await {
+        Ok(_) => match tcp.take_error() {
+            Ok(Some(error)) | Err(error) => error,
+            // Told to somebody else: reading or writing meets it.
+            Ok(None) => std::future::pending().await,
+        },
+        Err(error) => error,
     }
 }
 
