@@ -37,15 +37,28 @@ const IDLE: usize = 64;
 /// Time for connecting when the destination does not say (Istio's default).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Where a connection goes and on whose behalf.
+#[derive(Clone, Copy)]
+pub struct Hop<'a> {
+    /// The endpoint.
+    pub endpoint: &'a Endpoint,
+    /// The client, described to the other side. An HTTP connection is shared by clients that come
+    /// after it: for them the HTTP headers speak.
+    pub client: &'a Peer,
+    /// Host name of the service that the endpoint stands for.
+    pub service: Option<&'a str>,
+}
+
 /// Opens byte streams to endpoints.
 pub trait Dial {
-    /// Connects to an endpoint, over HBONE when it is in the mesh. `client` and `service` describe the
-    /// original source and destination to the other side.
-    fn dial<'a>(
-        &'a self,
-        endpoint: &'a Endpoint,
-        client: &'a Peer,
-    ) -> LocalBoxFuture<'a, Result<BoxIo, Refusal>>;
+    /// Connects to an endpoint, over HBONE when it is in the mesh.
+    fn dial<'a>(&'a self, hop: Hop<'a>) -> LocalBoxFuture<'a, Result<BoxIo, Refusal>>;
+
+    /// Forgets what is kept for endpoints that are gone.
+    fn retain(&self, _known: &dyn Fn(&WorkloadUid) -> bool) {}
+
+    /// Closes what is kept and not used.
+    fn release_idle(&self) {}
 }
 
 /// The address of an endpoint.
@@ -96,6 +109,12 @@ impl Upstreams {
     pub fn retain(&self, known: impl Fn(&WorkloadUid) -> bool) {
         self.one.borrow_mut().retain(|(uid, _), list| known(uid) && !list.is_empty());
         self.two.borrow_mut().retain(|(uid, _), sender| known(uid) && !sender.is_closed());
+        self.dial.retain(&known);
+    }
+
+    /// Closes tunnels that nothing goes through. Called at intervals by the worker.
+    pub fn release_idle(&self) {
+        self.dial.release_idle();
     }
 
     /// Opens a byte stream within the destination's limits.
@@ -115,7 +134,8 @@ impl Upstreams {
             )
         })?;
         let limit = set.policy.connect_timeout.unwrap_or(CONNECT_TIMEOUT);
-        match timeout(limit, self.dial.dial(endpoint, client)).await {
+        let hop = Hop { endpoint, client, service: set.service.as_deref() };
+        match timeout(limit, self.dial.dial(hop)).await {
             Ok(result) => Ok((result?, permit)),
             Err(_) => Err(Refusal::new(
                 Reason::ConnectTimeout,

@@ -3,17 +3,15 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
     rc::Rc,
     sync::Arc,
 };
 
 use mesh_core::{
-    balance::LoadView,
     entropy::{Entropy, SplitMix64},
-    model::WorkloadUid,
     snapshot::Snapshot,
 };
+use mesh_net::load::Load;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -90,38 +88,5 @@ impl Worker {
         let mut source = SplitMix64::new(self.seed.get());
         self.seed.set(source.next_u64());
         SplitMix64::new(source.next_u64())
-    }
-}
-
-/// Requests and flows per endpoint.
-#[derive(Default)]
-pub struct Load(RefCell<HashMap<WorkloadUid, u32>>);
-
-/// One counted request or flow.
-pub struct LoadGuard(Rc<Load>, WorkloadUid);
-
-impl Load {
-    /// Counts one until the guard is dropped.
-    pub fn enter(self: &Rc<Self>, uid: &WorkloadUid) -> LoadGuard {
-        *self.0.borrow_mut().entry(uid.clone()).or_default() += 1;
-        LoadGuard(self.clone(), uid.clone())
-    }
-}
-
-impl Drop for LoadGuard {
-    fn drop(&mut self) {
-        let mut load = self.0.0.borrow_mut();
-        if let Some(count) = load.get_mut(&self.1) {
-            *count -= 1;
-            if *count == 0 {
-                load.remove(&self.1);
-            }
-        }
-    }
-}
-
-impl LoadView for Load {
-    fn open_flows(&self, workload: &WorkloadUid) -> Option<u32> {
-        Some(self.0.borrow().get(workload).copied().unwrap_or(0))
     }
 }

@@ -103,6 +103,8 @@ pub struct EndpointSet {
     pub policy: TrafficPolicy,
     /// Its limits.
     pub limits: Arc<Limits>,
+    /// Host name of the service; none for a workload that is addressed itself.
+    pub service: Option<Arc<str>>,
     picker: RefCell<Picker>,
 }
 
@@ -208,6 +210,7 @@ impl World {
                 endpoints,
                 policy: self.traffic_policy(service, subset),
                 limits: self.limits.of(service, subset),
+                service: Some(service.hostname.clone()),
                 picker: RefCell::default(),
             })
         });
@@ -221,6 +224,7 @@ impl World {
             endpoints: vec![Endpoint { workload: workload.clone(), port }],
             policy: TrafficPolicy::default(),
             limits: Arc::default(),
+            service: None,
             picker: RefCell::default(),
         })
     }

@@ -18,7 +18,6 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use mesh_core::{
-    balance::Endpoint,
     delta::Change,
     identity::Identity,
     model::{
@@ -44,7 +43,7 @@ use waypoint::{
     peer::Peer,
     serve::serve,
     telemetry::Families,
-    upstream::Dial,
+    upstream::{Dial, Hop},
     worker::Worker,
     world::{LimitBook, Me},
 };
@@ -70,13 +69,9 @@ struct Apps {
 struct Pipes(Rc<Apps>, App);
 
 impl Dial for Pipes {
-    fn dial<'a>(
-        &'a self,
-        endpoint: &'a Endpoint,
-        _client: &'a Peer,
-    ) -> LocalBoxFuture<'a, Result<BoxIo, Refusal>> {
+    fn dial<'a>(&'a self, hop: Hop<'a>) -> LocalBoxFuture<'a, Result<BoxIo, Refusal>> {
         Box::pin(async move {
-            let name = endpoint.workload.name.to_string();
+            let name = hop.endpoint.workload.name.to_string();
             if self.0.broken.borrow().contains(&name) {
                 return Err(Refusal::new(Reason::ConnectFailed, "broken on purpose"));
             }
