@@ -11,13 +11,12 @@ use mesh_core::{
     entropy::{Entropy, SplitMix64},
     snapshot::Snapshot,
 };
-use mesh_net::load::Load;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     telemetry::{Families, Telemetry},
-    upstream::{Dial, Upstreams},
+    upstream::{Dial, Targets, Upstreams},
     world::{LimitBook, Me, World},
 };
 
@@ -29,8 +28,8 @@ pub struct Worker {
     pub telemetry: Rc<Telemetry>,
     /// Upstream HTTP connections.
     pub upstreams: Upstreams,
-    /// Flows per endpoint.
-    pub load: Rc<Load>,
+    /// What is kept for endpoints.
+    pub targets: Rc<Targets>,
     /// Cancelled when the waypoint drains.
     pub drain: CancellationToken,
     snapshots: RefCell<watch::Receiver<Arc<Snapshot>>>,
@@ -51,12 +50,13 @@ impl Worker {
     ) -> Rc<Self> {
         let me = Rc::new(me);
         let first = snapshots.borrow_and_update().clone();
-        let world = Rc::new(World::new(first, &me, &limits, None, &families));
+        let targets = Rc::<Targets>::default();
+        let world = Rc::new(World::new(first, &me, &limits, &targets, None, &families));
         Rc::new(Self {
             me,
             telemetry: Rc::new(Telemetry::new(families)),
             upstreams: Upstreams::new(dial),
-            load: Rc::default(),
+            targets,
             drain,
             snapshots: RefCell::new(snapshots),
             world: RefCell::new(world),
@@ -74,6 +74,7 @@ impl Worker {
                 snapshot,
                 &self.me,
                 &self.limits,
+                &self.targets,
                 Some(&self.world.borrow()),
                 &self.telemetry.families,
             );
@@ -81,6 +82,12 @@ impl Worker {
             *self.world.borrow_mut() = Rc::new(fresh);
         }
         self.world.borrow().clone()
+    }
+
+    /// Closes connections that nothing uses or can use. Called at intervals.
+    pub fn sweep(&self) {
+        self.targets.sweep();
+        self.upstreams.release_idle();
     }
 
     /// A fresh source of randomness for one request.

@@ -1,5 +1,5 @@
 //! The waypoint over real sockets, TLS and HBONE: client tunnel → waypoint → endpoint's tunnel → application.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     cell::RefCell,

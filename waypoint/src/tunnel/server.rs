@@ -34,7 +34,7 @@ pub async fn listen(worker: Rc<Worker>, listener: TcpListener, certificate: watc
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = sweep.tick() => {
-                worker.upstreams.release_idle();
+                worker.sweep();
                 continue;
             }
             () = worker.drain.cancelled() => return,

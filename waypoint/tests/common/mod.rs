@@ -1,4 +1,5 @@
 //! A waypoint with two applications (`v1`, `v2`) behind one service, all over pipes.
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
     cell::{Cell, RefCell},
@@ -62,6 +63,8 @@ pub enum App {
 #[derive(Default)]
 struct Apps {
     requests: Cell<u32>,
+    connections: Cell<u32>,
+    stalled: Cell<bool>,
     failing: Cell<u32>,
     broken: RefCell<HashSet<String>>,
 }
@@ -75,6 +78,10 @@ impl Dial for Pipes {
             if self.0.broken.borrow().contains(&name) {
                 return Err(Refusal::new(Reason::ConnectFailed, "broken on purpose"));
             }
+            if self.0.stalled.get() {
+                std::future::pending::<()>().await;
+            }
+            self.0.connections.set(self.0.connections.get() + 1);
             let (ours, theirs) = duplex(64 * 1024);
             tokio::task::spawn_local(application(self.0.clone(), self.1, name, theirs));
             Ok(Box::new(ours) as BoxIo)
@@ -318,8 +325,10 @@ impl Bench {
             let (mut client, connection) =
                 hyper::client::conn::http1::handshake(TokioIo::new(ours)).await.unwrap();
             let request = get(&path).body(http_body_util::Empty::<Bytes>::new()).unwrap();
-            let both = futures_util::future::join(connection, client.send_request(request));
-            let _ = both.await;
+            tokio::task::spawn_local(connection);
+            if let Ok(response) = client.send_request(request).await {
+                let _ = response.into_body().collect().await;
+            }
         })
     }
 
@@ -382,6 +391,14 @@ impl Bench {
         } else {
             set.remove(name)
         };
+    }
+
+    pub fn stall_dials(&self, stalled: bool) {
+        self.apps.stalled.set(stalled);
+    }
+
+    pub fn upstream_connections(&self) -> u32 {
+        self.apps.connections.get()
     }
 
     pub fn upstream_requests(&self) -> u32 {
