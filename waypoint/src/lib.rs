@@ -16,6 +16,7 @@ pub mod respond;
 pub mod run;
 pub mod serve;
 pub mod sniff;
+pub mod tcp;
 pub mod telemetry;
 pub mod tunnel;
 pub mod upstream;

@@ -146,7 +146,7 @@ fn spawn(index: usize, shared: Shared) -> anyhow::Result<JoinHandle<()>> {
 async fn worker(shared: Shared, listener: TcpListener) {
     let me = shared.config.me();
     let deadline = Duration::from_secs(shared.config.drain_seconds);
-    let dial = Rc::new(Tunnels::new(shared.certificate.clone(), me.workload.clone()));
+    let dial = Rc::new(Tunnels::new(shared.certificate.clone(), &me.workload));
     let families = shared.families.clone();
     let worker =
         Worker::new(me, shared.snapshots, dial, shared.families, shared.limits, shared.drain.clone());

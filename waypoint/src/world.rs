@@ -17,13 +17,16 @@ use mesh_core::{
     entropy::Entropy,
     http::{Applies, CompiledRoutes, Picker, SubsetError, applies, endpoints},
     model::{
-        GatewayAddress, GatewayDestination, ServiceName, Workload,
+        GatewayAddress, GatewayDestination, ServiceName, Workload, WorkloadUid,
         l7::{L7Policy, TrafficPolicy},
     },
     snapshot::Snapshot,
 };
 
-use crate::telemetry::Families;
+use crate::{
+    telemetry::Families,
+    upstream::{Target, Targets},
+};
 
 /// Who this waypoint is.
 #[derive(Debug, Clone)]
@@ -42,6 +45,7 @@ pub struct Limits {
     requests: AtomicU32,
     connections: AtomicU32,
     retries: AtomicU32,
+    pending: AtomicU32,
 }
 
 /// What a limit counts.
@@ -53,6 +57,8 @@ pub enum Counted {
     Connections,
     /// Retries in progress.
     Retries,
+    /// Requests without a connection.
+    Pending,
 }
 
 /// A counted unit; gives it back when dropped.
@@ -64,6 +70,7 @@ impl Limits {
             Counted::Requests => &self.requests,
             Counted::Connections => &self.connections,
             Counted::Retries => &self.retries,
+            Counted::Pending => &self.pending,
         }
     }
 
@@ -85,13 +92,14 @@ impl Drop for Permit {
 #[derive(Debug, Clone, Default)]
 pub struct LimitBook(Arc<Mutex<HashMap<Destination, Arc<Limits>>>>);
 
-type Destination = (ServiceName, Option<Arc<str>>);
+/// A service and one of its subsets; none for a workload that is addressed itself.
+pub type Destination = Option<(ServiceName, Option<Arc<str>>)>;
 
 impl LimitBook {
-    fn of(&self, service: &ServiceName, subset: Option<&Arc<str>>) -> Arc<Limits> {
+    fn of(&self, destination: &Destination) -> Arc<Limits> {
         let mut book = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         book.retain(|_, limits| Arc::strong_count(limits) > 1);
-        book.entry((service.clone(), subset.cloned())).or_default().clone()
+        book.entry(destination.clone()).or_default().clone()
     }
 }
 
@@ -99,23 +107,34 @@ impl LimitBook {
 pub struct EndpointSet {
     /// Eligible endpoints.
     pub endpoints: Vec<Endpoint>,
+    /// What the worker keeps for each of them.
+    pub targets: Vec<Rc<Target>>,
     /// Policy of the destination or its subset.
     pub policy: TrafficPolicy,
     /// Its limits.
     pub limits: Arc<Limits>,
+    /// Host name of the service; none for a workload that is addressed itself.
+    pub service: Option<Arc<str>>,
+    /// Host name and subset, for reasons.
+    pub name: Option<Arc<str>>,
     picker: RefCell<Picker>,
 }
 
 impl EndpointSet {
-    /// Chooses an endpoint other than the one tried last where there is another.
-    pub fn pick(
-        &self,
-        last: Option<usize>,
-        entropy: &mut impl Entropy,
-        load: &impl LoadView,
-    ) -> Option<(usize, &Endpoint)> {
-        let index = self.picker.borrow_mut().pick(&self.endpoints, self.policy.lb, last, entropy, load)?;
-        Some((index, &self.endpoints[index]))
+    /// The index of an endpoint other than the one tried last where there is another.
+    pub fn pick(&self, last: Option<usize>, entropy: &mut impl Entropy) -> Option<usize> {
+        self.picker.borrow_mut().pick(&self.endpoints, self.policy.lb, last, entropy, &Active(self))
+    }
+}
+
+/// Requests under way to the endpoints of a set.
+struct Active<'a>(&'a EndpointSet);
+
+impl LoadView for Active<'_> {
+    fn open_flows(&self, workload: &WorkloadUid) -> Option<u32> {
+        // The picker asks about endpoints of the set itself: comparing addresses is enough.
+        let at = self.0.endpoints.iter().position(|e| Arc::ptr_eq(&e.workload.uid.0, &workload.0))?;
+        Some(self.0.targets[at].active())
     }
 }
 
@@ -132,6 +151,8 @@ pub struct World {
     routes: RefCell<HashMap<ServiceName, Rc<CompiledRoutes>>>,
     policies: RefCell<HashMap<Option<ServiceName>, Policies>>,
     sets: RefCell<HashMap<SetKey, Result<Rc<EndpointSet>, SubsetError>>>,
+    single: RefCell<HashMap<(WorkloadUid, u16), Rc<EndpointSet>>>,
+    targets: Rc<Targets>,
 }
 
 impl World {
@@ -141,6 +162,7 @@ impl World {
         snapshot: Arc<Snapshot>,
         me: &Rc<Me>,
         limits: &LimitBook,
+        targets: &Rc<Targets>,
         before: Option<&World>,
         families: &Families,
     ) -> Self {
@@ -164,6 +186,8 @@ impl World {
             routes: RefCell::new(routes),
             policies: RefCell::default(),
             sets: RefCell::default(),
+            single: RefCell::default(),
+            targets: targets.clone(),
         }
     }
 
@@ -204,25 +228,44 @@ impl World {
             return found.clone();
         }
         let set = endpoints(&self.snapshot, &self.own, service, subset, port).map(|endpoints| {
-            Rc::new(EndpointSet {
-                endpoints,
-                policy: self.traffic_policy(service, subset),
-                limits: self.limits.of(service, subset),
-                picker: RefCell::default(),
-            })
+            let destination = Some((service.clone(), subset.cloned()));
+            self.set(destination, endpoints, self.traffic_policy(service, subset))
         });
         self.sets.borrow_mut().insert(key, set.clone());
         set
     }
 
-    /// One workload as the only endpoint, for traffic addressed to it.
-    pub fn only(&self, workload: &Arc<Workload>, port: u16) -> Rc<EndpointSet> {
+    fn set(
+        &self,
+        destination: Destination,
+        endpoints: Vec<Endpoint>,
+        policy: TrafficPolicy,
+    ) -> Rc<EndpointSet> {
+        let service = destination.as_ref().map(|(service, _)| service.hostname.clone());
+        let name = destination.as_ref().map(|(service, subset)| match subset {
+            Some(subset) => format!("{} subset {subset}", service.hostname).into(),
+            None => service.hostname.clone(),
+        });
         Rc::new(EndpointSet {
-            endpoints: vec![Endpoint { workload: workload.clone(), port }],
-            policy: TrafficPolicy::default(),
-            limits: Arc::default(),
+            targets: endpoints.iter().map(|e| self.targets.of(&destination, e)).collect(),
+            limits: if destination.is_some() { self.limits.of(&destination) } else { Arc::default() },
+            endpoints,
+            policy,
+            service,
+            name,
             picker: RefCell::default(),
         })
+    }
+
+    /// One workload as the only endpoint, for traffic addressed to it.
+    pub fn only(&self, workload: &Arc<Workload>, port: u16) -> Rc<EndpointSet> {
+        let mut single = self.single.borrow_mut();
+        let key = (workload.uid.clone(), port);
+        let fresh = || {
+            let endpoint = Endpoint { workload: workload.clone(), port };
+            self.set(None, vec![endpoint], TrafficPolicy::default())
+        };
+        single.entry(key).or_insert_with(fresh).clone()
     }
 
     fn traffic_policy(&self, service: &ServiceName, subset: Option<&Arc<str>>) -> TrafficPolicy {

@@ -1,4 +1,5 @@
 //! A waypoint with two applications (`v1`, `v2`) behind one service, all over pipes.
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
     cell::{Cell, RefCell},
@@ -18,7 +19,6 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use mesh_core::{
-    balance::Endpoint,
     delta::Change,
     identity::Identity,
     model::{
@@ -44,7 +44,7 @@ use waypoint::{
     peer::Peer,
     serve::serve,
     telemetry::Families,
-    upstream::Dial,
+    upstream::{Dial, Hop},
     worker::Worker,
     world::{LimitBook, Me},
 };
@@ -63,6 +63,8 @@ pub enum App {
 #[derive(Default)]
 struct Apps {
     requests: Cell<u32>,
+    connections: Cell<u32>,
+    stalled: Cell<bool>,
     failing: Cell<u32>,
     broken: RefCell<HashSet<String>>,
 }
@@ -70,16 +72,16 @@ struct Apps {
 struct Pipes(Rc<Apps>, App);
 
 impl Dial for Pipes {
-    fn dial<'a>(
-        &'a self,
-        endpoint: &'a Endpoint,
-        _client: &'a Peer,
-    ) -> LocalBoxFuture<'a, Result<BoxIo, Refusal>> {
+    fn dial<'a>(&'a self, hop: Hop<'a>) -> LocalBoxFuture<'a, Result<BoxIo, Refusal>> {
         Box::pin(async move {
-            let name = endpoint.workload.name.to_string();
+            let name = hop.endpoint.workload.name.to_string();
             if self.0.broken.borrow().contains(&name) {
                 return Err(Refusal::new(Reason::ConnectFailed, "broken on purpose"));
             }
+            if self.0.stalled.get() {
+                std::future::pending::<()>().await;
+            }
+            self.0.connections.set(self.0.connections.get() + 1);
             let (ours, theirs) = duplex(64 * 1024);
             tokio::task::spawn_local(application(self.0.clone(), self.1, name, theirs));
             Ok(Box::new(ours) as BoxIo)
@@ -323,8 +325,10 @@ impl Bench {
             let (mut client, connection) =
                 hyper::client::conn::http1::handshake(TokioIo::new(ours)).await.unwrap();
             let request = get(&path).body(http_body_util::Empty::<Bytes>::new()).unwrap();
-            let both = futures_util::future::join(connection, client.send_request(request));
-            let _ = both.await;
+            tokio::task::spawn_local(connection);
+            if let Ok(response) = client.send_request(request).await {
+                let _ = response.into_body().collect().await;
+            }
         })
     }
 
@@ -387,6 +391,14 @@ impl Bench {
         } else {
             set.remove(name)
         };
+    }
+
+    pub fn stall_dials(&self, stalled: bool) {
+        self.apps.stalled.set(stalled);
+    }
+
+    pub fn upstream_connections(&self) -> u32 {
+        self.apps.connections.get()
     }
 
     pub fn upstream_requests(&self) -> u32 {
