@@ -6,6 +6,7 @@ use std::{
     future::Future,
     io,
     net::{IpAddr, SocketAddr},
+    pin::pin,
     rc::Rc,
     sync::Arc,
     time::Duration,
@@ -147,7 +148,6 @@ pub struct Worker {
     pub flows: Rc<Flows>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
     home: Home,
-    stop: Drain,
     certificates: RefCell<HashMap<Identity, (Arc<Issued>, WorkloadTls)>>,
     entropy: RefCell<SplitMix64>,
 }
@@ -158,10 +158,9 @@ impl Worker {
             redirector: shared.redirector,
             pool: Pool::default(),
             load: Rc::default(),
-            flows: Flows::new(Recorder::new(shared.families), shared.max_flows),
+            flows: Flows::new(Recorder::new(shared.families), shared.max_flows, shared.stop),
             snapshots: shared.snapshots,
             home,
-            stop: shared.stop,
             certificates: RefCell::default(),
             entropy: RefCell::new(SplitMix64::new(rand::random())),
         })
@@ -222,6 +221,12 @@ impl Worker {
         self.accept(member, listeners.hbone, |worker, member, tcp, client| async move {
             inbound::hbone(&worker, &member, tcp, client).await;
         });
+        let (worker, member) = (self.clone(), member.clone());
+        spawn_local(async move {
+            member.drain.forced().await;
+            let refusal = Refusal::new(Reason::DrainDeadline, "the connection outlived its drain");
+            worker.flows.close_pod(&member.info.uid, &refusal);
+        });
     }
 
     fn accept<F, Fut>(self: &Rc<Self>, member: &Arc<Member>, listener: std::net::TcpListener, carry: F)
@@ -237,16 +242,18 @@ impl Worker {
                     return tracing::error!(pod = member.info.name(), %error, "listener is unusable");
                 }
             };
+            let asked = pin!(member.drain.asked());
+            let mut asked = asked;
             loop {
                 let accepted = tokio::select! {
+                    biased;
+                    () = &mut asked => return,
                     accepted = listener.accept() => accepted,
-                    () = member.drain.asked() => return,
                 };
                 match accepted {
                     Ok((tcp, client)) => {
                         let client = SocketAddr::new(client.ip().to_canonical(), client.port());
-                        let task = carry(worker.clone(), member.clone(), tcp, client);
-                        spawn_local(member.drain.track(worker.stop.track(task)));
+                        spawn_local(carry(worker.clone(), member.clone(), tcp, client));
                     }
                     Err(error) => {
                         tracing::warn!(pod = member.info.name(), %error, "accept failed");
@@ -316,22 +323,35 @@ impl Worker {
         Ok(tls)
     }
 
-    /// Connects from inside a pod's namespace, not captured; with `from`, from that address.
+    /// Connects from inside a pod's namespace, not captured.
     ///
     /// # Errors
     /// `ConnectFailed`, `ConnectTimeout`, `Internal`.
-    pub async fn connect(
+    pub async fn connect(&self, member: &Member, to: SocketAddr) -> Result<TcpStream, Refusal> {
+        let socket = self.socket(member, || dial::socket(to, None))?;
+        dial::connect(socket, to).await
+    }
+
+    /// Connects to a pod's application, from the client's address.
+    ///
+    /// # Errors
+    /// As [`Worker::connect`].
+    pub async fn reach(
         &self,
         member: &Member,
         to: SocketAddr,
         from: Option<IpAddr>,
     ) -> Result<TcpStream, Refusal> {
-        let socket = self.socket(member, to, from)?;
+        let socket = self.socket(member, || dial::local_socket(to, from))?;
         dial::connect(socket, to).await
     }
 
-    fn socket(&self, member: &Member, to: SocketAddr, from: Option<IpAddr>) -> Result<TcpSocket, Refusal> {
-        let socket = self.home.visit(&member.target.netns, || dial::socket(to, from)).map_err(|error| {
+    fn socket(
+        &self,
+        member: &Member,
+        make: impl FnOnce() -> io::Result<TcpSocket>,
+    ) -> Result<TcpSocket, Refusal> {
+        let socket = self.home.visit(&member.target.netns, make).map_err(|error| {
             Refusal::new(Reason::Internal, format!("no socket in pod {}: {error}", member.info.name()))
         })?;
         self.redirector.exempt(&SockRef::from(&socket)).map_err(|error| {

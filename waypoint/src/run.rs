@@ -124,7 +124,6 @@ fn xds_config(config: &Config, endpoint: ControlEndpoint) -> XdsConfig {
         node_id: format!("waypoint~{}~{pod}.{namespace}~{namespace}.svc.cluster.local", config.pod_ip),
         metadata: BTreeMap::from(metadata.map(|(key, value)| (key.to_owned(), value.to_owned()))),
         types: vec![ADDRESS_TYPE, LABELS_TYPE, ROUTES_TYPE, L7_POLICY_TYPE],
-        cache: None,
     }
 }
 
