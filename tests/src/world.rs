@@ -218,7 +218,7 @@ impl World {
 
     /// Makes a pod's namespace and says nothing to anybody yet.
     pub fn add_pod(&mut self, namespace: &str, name: &str, node: u8, account: &str) -> Result<Pod> {
-        let number = 2 + u8::try_from(self.pods.values().filter(|pod| pod.node == node).count())?;
+        let number = self.free_number(node)?;
         let netns = format!("{}{}p{node}x{number}", janitor::NETNS_PREFIX, self.id);
         net::pod(&self.node_place(node).netns, &netns, node, number)?;
         let (four, six) = net::pod_addresses(node, number);
@@ -239,6 +239,33 @@ impl World {
         };
         self.pods.insert(format!("{namespace}/{name}"), pod.clone());
         Ok(pod)
+    }
+
+    /// The lowest number that no pod of a node has: addresses are used again, as on a real node.
+    fn free_number(&self, node: u8) -> Result<u8> {
+        let free = |number: &u8| {
+            let ip = net::pod_addresses(node, *number).0.to_string();
+            !self.pods.values().any(|pod| pod.node == node && pod.ip == ip)
+        };
+        (2..=254).find(free).with_context(|| format!("{} is full", node_name(node)))
+    }
+
+    /// File of a pod's object, below [`World::cluster`].
+    pub fn pod_file(pod: &Pod) -> String {
+        format!("pods/{}/{}.{}.yaml", pod.node_name(), pod.namespace, pod.name)
+    }
+
+    /// Deletes a pod as a kubelet does: its processes, its network, then its object.
+    pub fn delete_pod(&mut self, namespace: &str, name: &str) -> Result<()> {
+        let key = format!("{namespace}/{name}");
+        let pod = self.pods.remove(&key).with_context(|| format!("no pod {key}"))?;
+        self.running.remove(&key);
+        cgroup::remove(&pod.cgroup)?;
+        let number = pod.ip.rsplit('.').next().unwrap_or_default();
+        // The kernel removes a namespace some time later; its name on the node must be free at once.
+        shell::ip_in(&self.node_place(pod.node).netns, &format!("link del p{number}"))?;
+        shell::ip(&format!("netns del {}", pod.netns))?;
+        Ok(fs::remove_file(self.cluster().join(Self::pod_file(&pod)))?)
     }
 
     fn write_tokens(&self) -> Result<()> {
