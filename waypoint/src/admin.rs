@@ -1,15 +1,21 @@
-//! `/metrics`, `/healthz` and `/readyz` for Prometheus and the kubelet.
+//! `/metrics`, `/healthz`, `/readyz` and `/debug/config` for Prometheus, the kubelet and people.
 
-use std::{convert::Infallible, sync::Arc};
+pub mod socket;
+
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use mesh_net::task::Ready;
+use mesh_net::{store::SnapshotStore, task::Ready};
 use prometheus::{Encoder, Registry, TextEncoder};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    sync::Semaphore,
+};
 use tokio_util::sync::CancellationToken;
 
 /// Connections served at a time.
@@ -24,14 +30,46 @@ pub struct Admin {
     pub ready: Ready,
     /// Cancelled when the waypoint drains: not ready any more.
     pub drain: CancellationToken,
+    /// Configuration.
+    pub store: Arc<SnapshotStore>,
+}
+
+type Socket = Box<dyn Stream>;
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// Where the endpoints are served.
+#[derive(Debug)]
+pub enum Door {
+    /// A port.
+    Tcp(TcpListener),
+    /// A socket file.
+    Unix(UnixListener),
+}
+
+impl Door {
+    async fn accept(&self) -> io::Result<Socket> {
+        Ok(match self {
+            Self::Tcp(listener) => Box::new(listener.accept().await?.0),
+            Self::Unix(listener) => Box::new(listener.accept().await?.0),
+        })
+    }
 }
 
 /// Serves until cancelled from outside.
-pub async fn listen(admin: Admin, listener: TcpListener) {
+pub async fn listen(admin: Admin, door: Door) {
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
-        let Ok((socket, _)) = listener.accept().await else { continue };
+        let socket = match door.accept().await {
+            Ok(socket) => socket,
+            Err(error) => {
+                tracing::warn!(%error, "admin connection not accepted");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            }
+        };
         let admin = admin.clone();
         tokio::spawn(async move {
             let service = service_fn(|request| {
@@ -58,7 +96,20 @@ fn answer(admin: &Admin, request: &Request<Incoming>) -> Response<Full<Bytes>> {
             list if list.is_empty() => text(StatusCode::OK, "ready\n".to_owned()),
             list => text(StatusCode::SERVICE_UNAVAILABLE, format!("awaiting {}\n", list.join(", "))),
         },
+        "/debug/config" => config(&admin.store),
         _ => text(StatusCode::NOT_FOUND, "not found\n".to_owned()),
+    }
+}
+
+fn config(store: &SnapshotStore) -> Response<Full<Bytes>> {
+    match serde_json::to_string(&store.current().dump()) {
+        Ok(body) => {
+            let mut response = text(StatusCode::OK, body);
+            let kind = http::HeaderValue::from_static("application/json");
+            response.headers_mut().insert(header::CONTENT_TYPE, kind);
+            response
+        }
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
     }
 }
 

@@ -9,7 +9,7 @@ use anyhow::Context;
 use mesh_core::snapshot::Snapshot;
 use mesh_net::{
     ca::{CertState, CertificateManager, IstioCa, ManagerConfig},
-    store::{SnapshotStore, Versions},
+    store::{self, SnapshotStore, Versions},
     task::Ready,
     wire::{ADDRESS_TYPE, L7_POLICY_TYPE, LABELS_TYPE, ROUTES_TYPE},
     xds::{self, ControlEndpoint, Session, XdsConfig, XdsStatus},
@@ -20,7 +20,7 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admin::{self, Admin},
+    admin::{self, Admin, Door, socket::SocketFile},
     config::Config,
     telemetry::Families,
     tunnel::{client::Tunnels, server},
@@ -58,14 +58,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         token: config.token_file.clone(),
         cluster: config.cluster.clone(),
     };
-    let store = Arc::new(SnapshotStore::new(Snapshot::new()));
+    let (store, versions) = last_good(&config);
     let snapshots = store.subscribe();
     let synced = ready.awaits("configuration");
     let (status, _) = watch::channel(XdsStatus::default());
-    let session = Session::resume(Versions::default());
-    tokio::spawn(xds::run(
+    let session = Session::resume(versions);
+    let configured = tokio::spawn(xds::run(
         xds_config(&config, endpoint.clone()),
-        store,
+        store.clone(),
         session,
         status,
         synced,
@@ -82,10 +82,18 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         drop(awaited);
     });
 
-    let admin = Admin { registry: registry.clone(), ready, drain: drain.clone() };
+    let admin = Admin { registry: registry.clone(), ready, drain: drain.clone(), store };
     let listener =
         TcpListener::bind(config.admin).await.with_context(|| format!("admin port {}", config.admin))?;
-    tokio::spawn(admin::listen(admin, listener));
+    tokio::spawn(admin::listen(admin.clone(), Door::Tcp(listener)));
+    let _socket = match &config.admin_socket {
+        Some(path) => {
+            let (listener, file) = SocketFile::bind(path).await?;
+            tokio::spawn(admin::listen(admin, Door::Unix(listener)));
+            Some(file)
+        }
+        None => None,
+    };
 
     let families = Families::register(&registry)?;
     let shared = Shared {
@@ -106,7 +114,29 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     drain.cancel();
     tokio::task::spawn_blocking(move || workers.into_iter().for_each(|w| drop(w.join()))).await?;
     stop.cancel();
+    // It writes what it holds before it ends.
+    configured.await?;
     Ok(())
+}
+
+/// The last good configuration, so that a restart does not depend on the control plane (I-7).
+fn last_good(config: &Config) -> (Arc<SnapshotStore>, Versions) {
+    let cached = match config.cache().map(|path| store::load(&path)) {
+        None | Some(Ok(None)) => None,
+        Some(Ok(Some(cached))) => {
+            tracing::info!(
+                workloads = cached.0.workload_count(),
+                "starting from the last good configuration"
+            );
+            Some(cached)
+        }
+        Some(Err(error)) => {
+            tracing::warn!(%error, "starting without configuration");
+            None
+        }
+    };
+    let (snapshot, versions) = cached.unwrap_or_else(|| (Snapshot::new(), Versions::default()));
+    (Arc::new(SnapshotStore::new(snapshot)), versions)
 }
 
 fn xds_config(config: &Config, endpoint: ControlEndpoint) -> XdsConfig {
@@ -124,7 +154,7 @@ fn xds_config(config: &Config, endpoint: ControlEndpoint) -> XdsConfig {
         node_id: format!("waypoint~{}~{pod}.{namespace}~{namespace}.svc.cluster.local", config.pod_ip),
         metadata: BTreeMap::from(metadata.map(|(key, value)| (key.to_owned(), value.to_owned()))),
         types: vec![ADDRESS_TYPE, LABELS_TYPE, ROUTES_TYPE, L7_POLICY_TYPE],
-        cache: None,
+        cache: config.cache(),
     }
 }
 
