@@ -3,7 +3,6 @@
 //! `accept HBONE → flow → sniff → engine (phases) → attempt → upstream`. Decisions are
 //! `mesh_core::http`; this crate executes them on single-threaded workers.
 
-pub mod admin;
 pub mod attempt;
 pub mod body;
 pub mod config;
