@@ -23,6 +23,7 @@ const PASSIVE_ESTABLISHED: u32 = 5;
 const STATE_CHANGED: u32 = 10;
 const STATE_CB_FLAG: i32 = 1 << 2;
 const TCP_CLOSE: u32 = 7;
+const TCP_SYN_SENT: u32 = 2;
 const AF_INET: u32 = 2;
 
 /// The four parts of a connection, host-order ports.
@@ -142,9 +143,16 @@ fn closed(ctx: &SockOpsContext) {
     let own = tuple(ctx);
     let _ = PROBES.remove(&probe_key(&own));
     // The subflow of an MPTCP socket is never released by the application: this is its only end.
-    // A socket that was not captured may share its port with one that was, and must not forget that one's.
-    if ORIG.remove(&cookie).is_ok() || is_captured(&own) {
-        let _ = FLOW_DST.remove(&FlowKey { netns, addr: own.local, port: u32::from(own.local_port), pad: 0 });
+    let captured = ORIG.remove(&cookie).is_ok() || is_captured(&own);
+    // A client may write and close before the agent accepts: while there is a connection, the agent's
+    // end of it decides. A socket that was not captured may share its port with one that was, and must
+    // not forget that one's.
+    let (addr, port) = match own.local_port {
+        OUTBOUND_PORT => (own.remote, own.remote_port),
+        _ => (own.local, own.local_port),
+    };
+    if own.local_port == OUTBOUND_PORT || (captured && ctx.arg(0) == TCP_SYN_SENT) {
+        let _ = FLOW_DST.remove(&FlowKey { netns, addr, port: u32::from(port), pad: 0 });
     }
     // SAFETY: as above.
     if let Some(state) = unsafe { SOCKS.get(&cookie).copied() } {

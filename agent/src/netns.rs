@@ -23,6 +23,44 @@ pub fn within<T: Send>(netns: &File, work: impl FnOnce() -> io::Result<T> + Send
     })
 }
 
+/// A thread's own namespace, to come back to.
+pub struct Home(File);
+
+impl Home {
+    /// The namespace that the calling thread is in.
+    ///
+    /// # Errors
+    /// `/proc` is not there.
+    pub fn here() -> io::Result<Self> {
+        File::open("/proc/thread-self/ns/net").map(Self)
+    }
+
+    /// Runs `work` on this thread inside another namespace: two system calls, for the data path.
+    /// `work` must not yield to other tasks of the thread.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered, or `work` failed.
+    pub fn visit<T>(&self, netns: &File, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+        setns(netns.as_fd(), CloneFlags::CLONE_NEWNET)?;
+        let back = Back(&self.0);
+        let result = work();
+        drop(back);
+        result
+    }
+}
+
+struct Back<'a>(&'a File);
+
+impl Drop for Back<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = setns(self.0.as_fd(), CloneFlags::CLONE_NEWNET) {
+            // Going on in a pod's namespace would mix up pods: nothing may run on this thread any more.
+            eprintln!("a worker cannot leave a pod's network namespace: {error}");
+            std::process::abort();
+        }
+    }
+}
+
 /// The cookie of a network namespace: what kernel programs know it by (`SO_NETNS_COOKIE`).
 ///
 /// # Errors

@@ -1,31 +1,28 @@
-//! Admin endpoint: health, metrics and `/debug`.
+//! Admin endpoint: health, metrics, what is published, who is connected, and why.
 
-use std::{
-    collections::BTreeMap,
-    fmt::Write,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+pub mod bounded;
+mod explain;
+pub mod socket;
+
+use std::{path::PathBuf, sync::Arc};
 
 use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::{publish::Published, push::Clients};
+use crate::{finding::Severity, metrics::Metrics, publish::Published, push::Clients};
 
 /// What the endpoint shows.
 #[derive(Clone)]
 pub struct Admin {
+    /// Cluster folder, for messages.
+    pub folder: PathBuf,
     /// What is current.
     pub current: watch::Receiver<Arc<Published>>,
     /// Who is connected.
     pub clients: Arc<Clients>,
-    /// Certificates issued and refused.
-    pub certificates: Arc<(AtomicU64, AtomicU64)>,
-    /// Compilations, and microseconds of the last one.
-    pub compilations: Arc<(AtomicU64, AtomicU64)>,
+    /// Figures.
+    pub metrics: Metrics,
 }
 
 /// Routes of the endpoint.
@@ -33,23 +30,31 @@ pub fn router(admin: Admin) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(|State(admin): State<Admin>| async move { admin.metrics.text() }))
         .route("/debug/config", get(config))
         .route("/debug/objects", get(objects))
         .route("/debug/clients", get(clients))
         .route("/debug/services", get(services))
+        .route("/debug/explain", get(explain::handle))
         .with_state(admin)
 }
 
-async fn ready(State(admin): State<Admin>) -> (StatusCode, &'static str) {
-    match admin.compilations.0.load(Ordering::Relaxed) {
-        0 => (StatusCode::SERVICE_UNAVAILABLE, "awaits: first compilation of the folder\n"),
-        _ => (StatusCode::OK, "ready\n"),
+async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
+    let current = admin.current.borrow().clone();
+    if current.version > 0 {
+        return (StatusCode::OK, "ready\n".into());
     }
+    let why = current.findings.iter().find(|f| f.severity == Severity::Error);
+    let why = why.map(|f| format!(": {}", f.reason)).unwrap_or_default();
+    let text = format!("awaits: first reading of the folder {}{why}\n", admin.folder.display());
+    (StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
 async fn config(State(admin): State<Admin>) -> Json<Value> {
-    Json(serde_json::to_value(&admin.current.borrow().compiled).unwrap_or_default())
+    let current = admin.current.borrow().clone();
+    let mut shown = serde_json::to_value(&current.compiled).unwrap_or_default();
+    shown["version"] = current.version.into();
+    Json(shown)
 }
 
 async fn clients(State(admin): State<Admin>) -> Json<Value> {
@@ -62,11 +67,13 @@ async fn objects(State(admin): State<Admin>) -> Json<Value> {
         .objects
         .iter()
         .map(|(key, file, line)| {
-            let findings: Vec<_> = current.findings.iter().filter(|f| f.object == *key).collect();
-            json!({"object": key, "file": file, "line": line, "findings": findings})
+            let name = key.to_string();
+            let findings: Vec<_> = current.findings.iter().filter(|f| f.object == name).collect();
+            json!({"object": name, "file": file, "line": line, "findings": findings})
         })
         .collect();
-    Json(json!({"objects": listed, "findings": current.findings, "waypoints": current.compiled.waypoints}))
+    Json(json!({"version": current.version, "objects": listed, "findings": current.findings,
+                "waypoints": current.compiled.waypoints}))
 }
 
 async fn services(State(admin): State<Admin>) -> Json<Value> {
@@ -78,35 +85,4 @@ async fn services(State(admin): State<Admin>) -> Json<Value> {
                "vip": vips.first(), "vips": vips, "ports": ports, "waypoint": s.waypoint})
     });
     Json(listed.collect())
-}
-
-async fn metrics(State(admin): State<Admin>) -> String {
-    let current = admin.current.borrow().clone();
-    let mut out = String::new();
-    let mut line = |name: &str, labels: &str, value: u64| {
-        let _ = writeln!(out, "culvert_control_{name}{labels} {value}");
-    };
-    let mut kinds: BTreeMap<&str, u64> = BTreeMap::new();
-    for (key, _, _) in &current.objects {
-        *kinds.entry(key.split(' ').next().unwrap_or_default()).or_default() += 1;
-    }
-    for (kind, count) in kinds {
-        line("objects", &format!("{{kind=\"{kind}\"}}"), count);
-    }
-    let mut severities: BTreeMap<String, u64> =
-        ["error", "warning", "info"].into_iter().map(|s| (s.to_string(), 0)).collect();
-    for finding in &current.findings {
-        *severities.entry(finding.severity.to_string()).or_default() += 1;
-    }
-    for (severity, count) in severities {
-        line("findings", &format!("{{severity=\"{severity}\"}}"), count);
-    }
-    let list = admin.clients.list();
-    line("clients", "", list.len() as u64);
-    line("clients_refusing", "", list.iter().filter(|c| !c.refused.is_empty()).count() as u64);
-    line("certificates_total", "{result=\"issued\"}", admin.certificates.0.load(Ordering::Relaxed));
-    line("certificates_total", "{result=\"refused\"}", admin.certificates.1.load(Ordering::Relaxed));
-    line("compilations_total", "", admin.compilations.0.load(Ordering::Relaxed));
-    line("compilation_microseconds", "", admin.compilations.1.load(Ordering::Relaxed));
-    out
 }

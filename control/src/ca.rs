@@ -5,10 +5,7 @@ use std::{
     io::Write,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
 };
 
 use mesh_core::identity::Identity;
@@ -16,6 +13,7 @@ use mesh_net::api::istio::v1::auth::{
     IstioCertificateRequest, IstioCertificateResponse,
     istio_certificate_service_server::IstioCertificateService,
 };
+use prometheus::IntCounterVec;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, string::Ia5String,
@@ -181,7 +179,7 @@ pub struct CaService {
     /// Our trust domain.
     pub trust_domain: Arc<str>,
     /// Certificates issued and requests refused.
-    pub counts: Arc<(AtomicU64, AtomicU64)>,
+    pub counts: IntCounterVec,
 }
 
 impl CaService {
@@ -209,7 +207,11 @@ impl CaService {
                     return Err(denied(format!("trust domain {} is not ours", id.trust_domain)));
                 }
                 let entry = (node.clone(), id.namespace.clone(), id.service_account.clone());
-                match self.current.borrow().accounts.contains(&entry) {
+                let current = self.current.borrow();
+                if current.version == 0 {
+                    return Err(Status::unavailable("the folder was not read yet: nobody's pods are known"));
+                }
+                match current.accounts.contains(&entry) {
                     true => Ok(id),
                     false => Err(denied(format!("{caller} has no pod of {id}"))),
                 }
@@ -242,11 +244,11 @@ impl IstioCertificateService for CaService {
         });
         match answer {
             Ok(cert_chain) => {
-                self.counts.0.fetch_add(1, Ordering::Relaxed);
+                self.counts.with_label_values(&["issued"]).inc();
                 Ok(Response::new(IstioCertificateResponse { cert_chain }))
             }
             Err(status) => {
-                self.counts.1.fetch_add(1, Ordering::Relaxed);
+                self.counts.with_label_values(&["refused"]).inc();
                 tracing::warn!(reason = %status.message(), "certificate refused");
                 Err(status)
             }

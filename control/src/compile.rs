@@ -1,8 +1,13 @@
 //! Objects → what agents and waypoints are told (pure).
 
+mod external;
 mod l4;
 mod l7;
 mod services;
+mod slices;
+mod snapshot;
+mod targets;
+mod waypoints;
 mod workloads;
 
 use std::{
@@ -17,9 +22,10 @@ use mesh_core::model::{
 use serde::Serialize;
 
 use crate::{
-    object::{Body, Key, Labels, Object},
+    finding::{Problem, Severity},
+    memory::Memory,
+    object::{Body, Key, Labels, Object, stand_in},
     source::Store,
-    vips::Vips,
 };
 
 /// Settings of compilation.
@@ -66,9 +72,12 @@ pub struct Compiled {
     pub labels: BTreeMap<WorkloadUid, WorkloadLabels>,
     /// Namespaces that need a waypoint of ours, and why.
     pub waypoints: BTreeMap<Arc<str>, String>,
-    /// Warnings about objects: object, field, code, reason, remedy.
+    /// The waypoint that each service is meant for, also while it is still reached directly: that waypoint
+    /// has the service's routes before the first connection comes.
+    pub waypoint_of: BTreeMap<ServiceName, GatewayAddress>,
+    /// What compilation has to say about objects.
     #[serde(skip)]
-    pub notes: Vec<(Key, String, &'static str, String, &'static str)>,
+    pub notes: Vec<(Key, Problem)>,
 }
 
 fn values<K, V: Serialize, S: serde::Serializer>(map: &BTreeMap<K, V>, s: S) -> Result<S::Ok, S::Error> {
@@ -80,23 +89,59 @@ pub const USE_WAYPOINT: &str = "istio.io/use-waypoint";
 /// Label that names the Gateway that a pod or service belongs to.
 pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 
+type BackendsByLabel<'a> = BTreeMap<(Arc<str>, Arc<str>), Vec<services::Backend<'a>>>;
+
 struct Context<'a> {
     store: &'a Store,
     options: &'a Options,
+    /// The object behind each service.
+    sources: BTreeMap<ServiceName, (&'a Key, &'a Object)>,
+    /// Selectors by namespace and their first label, so that a pod is compared with few.
+    backends: BTreeMap<Arc<str>, BackendsByLabel<'a>>,
+    /// Endpoints of each service.
+    endpoints: BTreeMap<ServiceName, Vec<WorkloadUid>>,
+    /// Services that need L7, and the object that says so.
+    needs: BTreeMap<ServiceName, Key>,
     out: Compiled,
 }
 
 /// Compiles the objects of a folder.
-pub fn compile(store: &Store, options: &Options, vips: &mut Vips) -> Compiled {
-    let mut cx = Context { store, options, out: Compiled::default() };
-    services::compile(&mut cx, vips);
+pub fn compile(store: &Store, options: &Options, memory: &mut Memory) -> Compiled {
+    let mut cx = Context {
+        store,
+        options,
+        sources: BTreeMap::new(),
+        backends: BTreeMap::new(),
+        endpoints: BTreeMap::new(),
+        needs: BTreeMap::new(),
+        out: Compiled::default(),
+    };
+    services::compile(&mut cx, &mut memory.vips);
+    external::services(&mut cx, &mut memory.external);
+    memory.vips.save();
+    memory.external.save();
     workloads::compile(&mut cx);
-    l7::compile(&mut cx);
+    external::workloads(&mut cx);
+    slices::compile(&mut cx);
+    cx.index();
+    l7::compile(&mut cx, &memory.routed);
+    targets::compile(&mut cx, &memory.routed);
     l4::compile(&mut cx);
-    services::attach_waypoints(&mut cx);
+    waypoints::attach(&mut cx, &mut memory.routed);
     l4::require_waypoints(&mut cx);
     gateways(&mut cx);
+    stand_ins(&mut cx);
     cx.out
+}
+
+/// Says what takes the place of refused policies (decision 0012).
+fn stand_ins(cx: &mut Context<'_>) {
+    for (key, stored) in cx.store.objects.iter().filter(|(_, stored)| stored.stand_in) {
+        if let Some(effect) = stand_in::effect(&stored.object) {
+            let reason = format!("is refused and has no earlier version: {effect}");
+            cx.note(key, "", "closed", reason, "correct the errors of this object");
+        }
+    }
 }
 
 /// A Gateway of a waypoint class makes nothing by itself yet: say so.
@@ -120,6 +165,28 @@ impl<'a> Context<'a> {
             .range(first..)
             .take_while(move |(key, _)| key.kind == kind)
             .map(|(key, stored)| (key, &stored.object))
+    }
+
+    /// Notes a selector; an empty one selects nothing.
+    fn add_backend(&mut self, namespace: &Arc<str>, backend: services::Backend<'a>) {
+        if let Some((label, value)) = backend.selector.first_key_value() {
+            let first = (label.clone(), value.clone());
+            self.backends.entry(namespace.clone()).or_default().entry(first).or_default().push(backend);
+        }
+    }
+
+    /// Notes who backs which service, once all workloads are there.
+    fn index(&mut self) {
+        for workload in self.out.workloads.values() {
+            for (service, _) in &workload.services {
+                self.endpoints.entry(service.clone()).or_default().push(workload.uid.clone());
+            }
+        }
+    }
+
+    fn endpoints(&self, service: &ServiceName) -> impl Iterator<Item = &Workload> {
+        let uids = self.endpoints.get(service).map_or(&[][..], Vec::as_slice);
+        uids.iter().filter_map(|uid| self.out.workloads.get(uid))
     }
 
     fn namespace_labels(&self, namespace: &str) -> Option<&'a Labels> {
@@ -161,7 +228,20 @@ impl<'a> Context<'a> {
     }
 
     fn note(&mut self, key: &Key, field: &str, code: &'static str, reason: String, remedy: &'static str) {
-        self.out.notes.push((key.clone(), field.into(), code, reason, remedy));
+        self.problem(key, Severity::Warning, field, code, reason, remedy);
+    }
+
+    fn problem(
+        &mut self,
+        key: &Key,
+        severity: Severity,
+        field: &str,
+        code: &'static str,
+        reason: String,
+        remedy: &str,
+    ) {
+        let problem = Problem { severity, field: field.into(), code, reason, remedy: remedy.into() };
+        self.out.notes.push((key.clone(), problem));
     }
 }
 

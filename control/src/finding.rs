@@ -41,6 +41,22 @@ pub struct Problem {
     pub remedy: String,
 }
 
+impl Problem {
+    /// The finding at a place: file, line and object.
+    pub fn placed(self, file: &str, line: usize, object: &str) -> Finding {
+        Finding {
+            file: file.into(),
+            line,
+            object: object.into(),
+            field: self.field,
+            severity: self.severity,
+            code: self.code,
+            reason: self.reason,
+            remedy: self.remedy,
+        }
+    }
+}
+
 /// A problem with its place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {

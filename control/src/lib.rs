@@ -5,8 +5,12 @@ pub mod admin;
 pub mod auth;
 pub mod ca;
 pub mod compile;
+mod disk;
 pub mod finding;
+pub mod follow;
 mod lines;
+pub mod memory;
+pub mod metrics;
 pub mod object;
 pub mod provision;
 pub mod publish;
@@ -48,26 +52,17 @@ pub fn analyze(folder: &Path) -> Report {
 pub fn compile_folder(folder: &Path) -> (compile::Compiled, Report) {
     let mut store = Store::default();
     store.load(folder);
-    let mut vips = vips::Vips::new(SERVICE_CIDR, None);
-    let compiled = compile::compile(&store, &compile::Options::default(), &mut vips);
+    let mut memory = memory::Memory::new(SERVICE_CIDR, None);
+    let compiled = compile::compile(&store, &compile::Options::default(), &mut memory);
     let report = Report { findings: all_findings(&store, &compiled) };
     (compiled, report)
 }
 
 /// Findings of documents and of compilation, by file and line.
 pub fn all_findings(store: &Store, compiled: &compile::Compiled) -> Vec<Finding> {
-    let notes = compiled.notes.iter().filter_map(|(key, field, code, reason, remedy)| {
+    let notes = compiled.notes.iter().filter_map(|(key, problem)| {
         let stored = store.objects.get(key)?;
-        Some(Finding {
-            file: stored.file.clone(),
-            line: stored.line + lines::locate(&stored.text, field) - 1,
-            object: key.to_string(),
-            field: field.clone(),
-            severity: Severity::Warning,
-            code,
-            reason: reason.clone(),
-            remedy: (*remedy).into(),
-        })
+        Some(stored.finding(key, problem.clone()))
     });
     let mut findings: Vec<Finding> = store.findings.iter().cloned().chain(notes).collect();
     findings.sort_by(|a, b| (&a.file, a.line, &a.field).cmp(&(&b.file, b.line, &b.field)));

@@ -24,6 +24,9 @@ struct Args {
     /// Address of the admin endpoint.
     #[arg(long, default_value = "127.0.0.1:15014")]
     admin: SocketAddr,
+    /// Unix socket that serves the admin endpoint too; made at start, removed at exit.
+    #[arg(long)]
+    admin_socket: Option<PathBuf>,
     /// More names or addresses of this server.
     #[arg(long)]
     name: Vec<String>,
@@ -65,6 +68,7 @@ impl Args {
             tokens: self.tokens,
             listen: self.listen,
             admin: self.admin,
+            admin_socket: self.admin_socket,
             names: self.name,
             service_cidr: self.service_cidr,
             ca,

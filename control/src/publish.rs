@@ -1,9 +1,14 @@
 //! Compiled values → encoded resources with versions.
 
+mod scope;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    sync::{Arc, OnceLock},
+    time::Instant,
 };
+
+use mesh_core::snapshot::Snapshot;
 
 use mesh_net::{
     api::envoy::service::discovery::v3::Resource,
@@ -12,14 +17,25 @@ use mesh_net::{
 use prost::Message;
 use twox_hash::XxHash64;
 
-use crate::{compile::Compiled, finding::Finding};
+use crate::{
+    compile::{Compiled, accounts},
+    finding::Finding,
+    object::Key,
+    source::Store,
+};
 
 /// Resources of one type by name.
 pub type Resources = BTreeMap<String, Arc<Resource>>;
 
 /// What clients are given at one moment.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Published {
+    /// Counts up with every change; 0 before the folder was read once.
+    pub version: u64,
+    /// The version in which each type changed last.
+    pub changed: BTreeMap<&'static str, u64>,
+    /// When it was published.
+    pub at: Instant,
     /// By type url.
     pub types: BTreeMap<&'static str, Resources>,
     /// The values behind them.
@@ -29,7 +45,61 @@ pub struct Published {
     /// Node, namespace and service account of every pod.
     pub accounts: BTreeSet<(Arc<str>, Arc<str>, Arc<str>)>,
     /// Objects: key, file and line.
-    pub objects: Vec<(String, String, usize)>,
+    pub objects: Vec<(Key, String, usize)>,
+    snapshot: OnceLock<Snapshot>,
+}
+
+impl Default for Published {
+    fn default() -> Self {
+        Self {
+            version: 0,
+            changed: BTreeMap::new(),
+            at: Instant::now(),
+            types: BTreeMap::new(),
+            compiled: Compiled::default(),
+            findings: Vec::new(),
+            accounts: BTreeSet::new(),
+            objects: Vec::new(),
+            snapshot: OnceLock::new(),
+        }
+    }
+}
+
+impl Published {
+    /// Encodes what was compiled from a store, as the successor of another configuration.
+    pub fn next(before: &Self, store: &Store, compiled: Compiled, findings: Vec<Finding>) -> Self {
+        let types = if store.read { encode(&compiled) } else { BTreeMap::new() };
+        let differs = |(name, now): (&&'static str, &Resources)| {
+            let same = before.types.get(name).is_some_and(|then| same(then, now));
+            (!same).then_some(*name)
+        };
+        let different: Vec<&str> = types.iter().filter_map(differs).collect();
+        let moved = before.compiled.waypoint_of != compiled.waypoint_of;
+        let version = before.version + u64::from(!different.is_empty() || moved);
+        let mut changed = before.changed.clone();
+        changed.extend(different.into_iter().map(|name| (name, version)));
+        let objects = store.objects.iter().map(|(key, s)| (key.clone(), s.file.clone(), s.line));
+        Self {
+            version,
+            changed,
+            types,
+            findings,
+            accounts: accounts(store),
+            objects: objects.collect(),
+            compiled,
+            ..Self::default()
+        }
+    }
+
+    /// The world of a client that has everything; made when first asked for.
+    pub fn snapshot(&self) -> &Snapshot {
+        self.snapshot.get_or_init(|| self.compiled.snapshot())
+    }
+}
+
+fn same(a: &Resources, b: &Resources) -> bool {
+    let equal = |(x, y): (&Arc<Resource>, &Arc<Resource>)| x.name == y.name && x.version == y.version;
+    a.len() == b.len() && a.values().zip(b.values()).all(equal)
 }
 
 /// Encodes everything.

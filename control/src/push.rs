@@ -1,78 +1,29 @@
 //! Delta xDS server.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-};
+mod clients;
+mod session;
 
-use mesh_net::{
-    api::envoy::service::discovery::v3::{
-        DeltaDiscoveryRequest, DeltaDiscoveryResponse,
-        aggregated_discovery_service_server::AggregatedDiscoveryService,
-    },
-    wire::{ADDRESS_TYPE, AUTHORIZATION_TYPE, L7_POLICY_TYPE, LABELS_TYPE, ROUTES_TYPE},
+use std::{pin::Pin, sync::Arc, time::Instant};
+
+use mesh_net::api::envoy::service::discovery::v3::{
+    DeltaDiscoveryRequest, DeltaDiscoveryResponse,
+    aggregated_discovery_service_server::AggregatedDiscoveryService,
 };
-use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, wrappers::ReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 
+pub use self::{
+    clients::{ClientState, Clients},
+    session::{Asked, Awaited, ORDER, Removals, Session, TYPES},
+};
 use crate::{
     auth::{Caller, Tokens},
-    publish::{Published, Resources},
+    publish::Published,
 };
 
-/// Types in the order of pushes: what others refer to comes first.
-pub const ORDER: [&str; 5] = [ADDRESS_TYPE, AUTHORIZATION_TYPE, LABELS_TYPE, ROUTES_TYPE, L7_POLICY_TYPE];
-
-/// A client, for `/debug/clients`.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct ClientState {
-    /// Who.
-    pub name: String,
-    /// Node id that it says.
-    pub node: String,
-    /// Resources held, per type.
-    pub held: BTreeMap<String, usize>,
-    /// Responses sent and accepted.
-    pub sent: u64,
-    /// Accepted responses.
-    pub acks: u64,
-    /// Refused responses.
-    pub nacks: u64,
-    /// Reason of the last refusal per type; cleared by the next acceptance.
-    pub refused: BTreeMap<String, String>,
-}
-
-/// Connected clients and totals since start.
-#[derive(Debug, Default)]
-pub struct Clients {
-    table: Mutex<(u64, BTreeMap<u64, ClientState>)>,
-}
-
-impl Clients {
-    fn with<T>(&self, f: impl FnOnce(&mut (u64, BTreeMap<u64, ClientState>)) -> T) -> T {
-        f(&mut self.table.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// The table.
-    pub fn list(&self) -> Vec<ClientState> {
-        self.with(|(_, table)| table.values().cloned().collect())
-    }
-
-    fn add(&self, name: String) -> u64 {
-        self.with(|(next, table)| {
-            *next += 1;
-            table.insert(*next, ClientState { name, ..ClientState::default() });
-            *next
-        })
-    }
-
-    fn update(&self, id: u64, f: impl FnOnce(&mut ClientState)) {
-        self.with(|(_, table)| table.get_mut(&id).map(f));
-    }
-}
+/// Responses that wait for a slow client; then its stream waits, and only its own.
+const QUEUE: usize = 8;
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -85,134 +36,119 @@ pub struct Push {
     pub clients: Arc<Clients>,
 }
 
-/// What one stream holds.
-#[derive(Debug, Default)]
-pub struct Session {
-    types: BTreeMap<&'static str, HashMap<String, String>>,
-    nonce: u64,
+/// One client's stream.
+struct Conversation {
+    id: u64,
+    caller: Caller,
+    opened: Instant,
+    session: Session,
+    /// Version that was pushed last; types opened later have at least this one.
+    pushed: u64,
+    current: watch::Receiver<Arc<Published>>,
+    clients: Arc<Clients>,
+    out: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
 }
 
-impl Session {
-    /// Takes a request: opens its type or notes the answer. Returns the type if it was just opened.
-    pub fn request(&mut self, request: &DeltaDiscoveryRequest) -> Option<&'static str> {
-        let type_url = ORDER.into_iter().find(|known| *known == request.type_url)?;
-        if self.types.contains_key(type_url) {
-            return None;
-        }
-        self.types.insert(type_url, request.initial_resource_versions.clone());
-        Some(type_url)
+/// The client is gone.
+struct Gone;
+
+impl Conversation {
+    async fn run(mut self, mut requests: Streaming<DeltaDiscoveryRequest>) {
+        let reason = match self.published().await {
+            Ok(()) => self.talk(&mut requests).await,
+            Err(Gone) => "the client is gone".into(),
+        };
+        self.clients.remove(self.id);
+        tracing::info!(client = self.id, caller = %self.caller, reason, "client left");
     }
 
-    /// What a type's client lacks, and what it holds that is gone; none when there is nothing to say.
-    pub fn response(
-        &mut self,
-        type_url: &'static str,
-        current: &Resources,
-        always: bool,
-    ) -> Option<DeltaDiscoveryResponse> {
-        let held = self.types.get_mut(type_url)?;
-        let changed = |name: &String, version: &String| held.get(name) != Some(version);
-        let resources: Vec<_> =
-            current.values().filter(|r| changed(&r.name, &r.version)).map(|r| (**r).clone()).collect();
-        let removed: Vec<String> = held.keys().filter(|name| !current.contains_key(*name)).cloned().collect();
-        if resources.is_empty() && removed.is_empty() && !always {
-            return None;
+    /// Waits for the first configuration: an empty answer before it would mean "all is gone".
+    async fn published(&mut self) -> Result<(), Gone> {
+        let out = self.out.clone();
+        tokio::select! {
+            () = out.closed() => Err(Gone),
+            first = self.current.wait_for(|p| p.version > 0) => first.map(drop).map_err(|_| Gone),
         }
-        for resource in &resources {
-            held.insert(resource.name.clone(), resource.version.clone());
-        }
-        for name in &removed {
-            held.remove(name);
-        }
-        self.nonce += 1;
-        Some(DeltaDiscoveryResponse {
-            resources,
-            type_url: type_url.into(),
-            nonce: self.nonce.to_string(),
-            removed_resources: removed,
-            ..DeltaDiscoveryResponse::default()
-        })
     }
-}
 
-type Responses = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
-
-impl Push {
-    async fn serve(mut self, id: u64, mut requests: Streaming<DeltaDiscoveryRequest>, out: Responses) {
-        let mut session = Session::default();
+    /// Answers requests and pushes changes; returns why it ended. A request that is not understood ends
+    /// nothing; one that cannot be decoded ends this client's stream only.
+    async fn talk(&mut self, requests: &mut Streaming<DeltaDiscoveryRequest>) -> String {
         loop {
             let sent = tokio::select! {
                 request = requests.message() => match request {
-                    Ok(Some(request)) => self.answer(id, &mut session, &request, &out).await,
-                    Ok(None) | Err(_) => break,
+                    Ok(Some(request)) => self.answer(&request).await,
+                    Ok(None) => return "the client closed its stream".into(),
+                    Err(status) => return status.message().into(),
                 },
                 changed = self.current.changed() => match changed {
-                    Ok(()) => self.push_all(id, &mut session, &out).await,
-                    Err(_) => break,
+                    Ok(()) => self.push().await,
+                    Err(_) => return "the control plane ends".into(),
                 },
             };
-            if sent.is_none() {
-                break;
+            if let Err(Gone) = sent {
+                return "the client is gone".into();
             }
         }
-        self.clients.with(|(_, table)| table.remove(&id));
-        tracing::info!(client = id, "client left");
     }
 
-    async fn answer(
-        &self,
-        id: u64,
-        session: &mut Session,
-        request: &DeltaDiscoveryRequest,
-        out: &Responses,
-    ) -> Option<()> {
-        self.clients.update(id, |client| {
-            if let Some(node) = &request.node {
-                client.node.clone_from(&node.id);
-            }
-            match &request.error_detail {
-                Some(error) => {
-                    client.nacks += 1;
-                    client.refused.insert(request.type_url.clone(), error.message.clone());
-                    tracing::warn!(client = %client.name, type_url = %request.type_url, reason = %error.message, "client refused a response");
-                }
-                None if !request.response_nonce.is_empty() => {
-                    client.acks += 1;
-                    client.refused.remove(&request.type_url);
-                }
-                None => {}
-            }
-        });
-        if let Some(type_url) = session.request(request) {
-            self.send(id, session, type_url, true, out).await?;
+    async fn answer(&mut self, request: &DeltaDiscoveryRequest) -> Result<(), Gone> {
+        if let Some(node) = &request.node {
+            self.clients.named(self.id, &node.id);
         }
-        Some(())
+        match self.session.request(request) {
+            Asked::Opened(type_url) => {
+                let current = self.current.borrow().clone();
+                let view = current.view(type_url, &self.caller);
+                match self.session.first(type_url, &view) {
+                    Some(first) => self.send(first, &current, view.len()).await,
+                    None => Ok(()),
+                }
+            }
+            Asked::Answered(awaited) => {
+                let refusal = request.error_detail.as_ref().map(|error| error.message.as_str());
+                self.clients.answered(self.id, &awaited, refusal);
+                Ok(())
+            }
+            Asked::Unknown => {
+                tracing::warn!(caller = %self.caller, type_url = %request.type_url, "asked for a type that is not served");
+                self.clients.odd("unknown_type");
+                let mut empty =
+                    DeltaDiscoveryResponse { type_url: request.type_url.clone(), ..Default::default() };
+                self.session.send(&mut empty, 0, Instant::now());
+                self.out.send(Ok(empty)).await.map_err(|_| Gone)
+            }
+            Asked::Nothing(odd) => {
+                odd.into_iter().for_each(|reason| self.clients.odd(reason));
+                Ok(())
+            }
+        }
     }
 
-    async fn push_all(&self, id: u64, session: &mut Session, out: &Responses) -> Option<()> {
-        for type_url in ORDER {
-            self.send(id, session, type_url, false, out).await?;
+    async fn push(&mut self) -> Result<(), Gone> {
+        let current = self.current.borrow_and_update().clone();
+        let since = std::mem::replace(&mut self.pushed, current.version);
+        for (type_url, removals) in ORDER {
+            if current.unchanged(type_url, &self.caller, since) {
+                continue;
+            }
+            let view = current.view(type_url, &self.caller);
+            if let Some(response) = self.session.response(type_url, &view, removals) {
+                self.send(response, &current, view.len()).await?;
+            }
         }
-        Some(())
+        Ok(())
     }
 
     async fn send(
-        &self,
-        id: u64,
-        session: &mut Session,
-        type_url: &'static str,
-        always: bool,
-        out: &Responses,
-    ) -> Option<()> {
-        let current = self.current.borrow().clone();
-        let empty = Resources::new();
-        let resources = current.types.get(type_url).unwrap_or(&empty);
-        let Some(response) = session.response(type_url, resources, always) else { return Some(()) };
-        self.clients.update(id, |client| {
-            client.sent += 1;
-            client.held.insert(type_url.into(), resources.len());
-        });
-        out.send(Ok(response)).await.ok()
+        &mut self,
+        mut response: DeltaDiscoveryResponse,
+        current: &Published,
+        held: usize,
+    ) -> Result<(), Gone> {
+        self.session.send(&mut response, current.version, current.at.max(self.opened));
+        self.clients.sent(self.id, &response.type_url, held, current.version);
+        self.out.send(Ok(response)).await.map_err(|_| Gone)
     }
 }
 
@@ -225,13 +161,21 @@ impl AggregatedDiscoveryService for Push {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let caller: Caller = self.tokens.caller(request.metadata())?;
-        let id = self.clients.add(caller.to_string());
+        let caller = self.tokens.caller(request.metadata())?;
+        let id = self.clients.add(&caller);
         tracing::info!(client = id, caller = %caller, "client came");
-        let (out, responses) = mpsc::channel(8);
-        let mut server = self.clone();
-        server.current.mark_unchanged();
-        tokio::spawn(server.serve(id, request.into_inner(), out));
+        let (out, responses) = mpsc::channel(QUEUE);
+        let conversation = Conversation {
+            id,
+            caller,
+            opened: Instant::now(),
+            session: Session::default(),
+            pushed: 0,
+            current: self.current.clone(),
+            clients: self.clients.clone(),
+            out,
+        };
+        tokio::spawn(conversation.run(request.into_inner()));
         Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
     }
 }

@@ -81,6 +81,16 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Refuses fields that are not in `known`: where dropping one would make a policy mean something else.
+    pub fn only(&self, known: &[&str]) {
+        let Some(map) = self.value.as_object() else { return self.shape("a mapping") };
+        for key in map.keys().filter(|key| !known.contains(&key.as_str())) {
+            let reason =
+                format!("{key:?} is not supported, and without it the policy would mean something else");
+            self.at(key, |field| field.error("unsupported-field", reason, "remove it or check its spelling"));
+        }
+    }
+
     fn shape(&self, want: &str) {
         if self.present() {
             self.error(
@@ -144,9 +154,19 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A list of texts.
+    /// A list of texts; an element that is nothing or empty is an error, because without it the list would
+    /// mean something else.
     pub fn strings(&self, name: &str) -> Vec<Arc<str>> {
-        self.each(name, |item| Arc::from(item.text().unwrap_or_default()))
+        self.each(name, |item| Arc::from(item.element().unwrap_or_default()))
+    }
+
+    /// An element of a list as text that says something.
+    pub fn element(&self) -> Option<&'a str> {
+        let text = self.text().filter(|text| !text.is_empty());
+        if text.is_none() && (!self.present() || self.value.is_string()) {
+            self.error("missing-value", "is an empty element of a list", "write a value or remove it");
+        }
+        text
     }
 
     /// A mapping of texts.

@@ -1,39 +1,35 @@
-//! The running control plane: watches the folder, compiles, serves.
+//! The running control plane: follows the folder, serves configuration, certificates and admin.
 
-use std::{
-    net::SocketAddr,
-    path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use mesh_net::api::{
     envoy::service::discovery::v3::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer,
     istio::v1::auth::istio_certificate_service_server::IstioCertificateServiceServer,
 };
-use notify::{EventKind, RecursiveMode, Watcher};
 use tokio::{
     net::TcpListener,
-    sync::{mpsc, watch},
+    signal::unix::{SignalKind, signal},
+    sync::watch,
 };
 use tonic::transport::{Identity, Server, ServerTlsConfig, server::TcpIncoming};
 
 use crate::{
-    admin::{Admin, router},
-    all_findings,
+    admin::{
+        Admin,
+        bounded::{Bounded, CONNECTIONS},
+        router, socket,
+    },
     auth::Tokens,
     ca::{Ca, CaService, Given},
-    compile::{Options, accounts, compile},
-    finding::Finding,
-    provision::{FolderProvisioner, Provisioner},
-    publish::{Published, encode},
+    compile::Options,
+    follow::{Follower, built, follow},
+    memory::Memory,
+    metrics::Metrics,
+    provision::FolderProvisioner,
+    publish::Published,
     push::{Clients, Push},
     source::Store,
-    vips::Vips,
 };
 
 /// Settings.
@@ -49,6 +45,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Address of the admin endpoint.
     pub admin: SocketAddr,
+    /// Unix socket that serves the admin endpoint too.
+    pub admin_socket: Option<PathBuf>,
     /// More names and addresses for the server certificate.
     pub names: Vec<String>,
     /// Range of virtual addresses.
@@ -59,53 +57,11 @@ pub struct Config {
     pub options: Options,
 }
 
-const COALESCE: Duration = Duration::from_millis(30);
-const RESCAN: Duration = Duration::from_secs(5);
-
-/// Folder → published state, again and again.
-struct Builder {
-    folder: PathBuf,
-    options: Options,
-    store: Store,
-    vips: Vips,
-    provisioner: Box<dyn Provisioner>,
-    compilations: Arc<(AtomicU64, AtomicU64)>,
-    out: watch::Sender<Arc<Published>>,
-}
-
-impl Builder {
-    fn build(&mut self) {
-        let start = Instant::now();
-        self.store.load(&self.folder);
-        let compiled = compile(&self.store, &self.options, &mut self.vips);
-        if let Err(error) = self.provisioner.ensure(&compiled.waypoints) {
-            tracing::error!(%error, "waypoints cannot be provisioned");
-        }
-        let findings = all_findings(&self.store, &compiled);
-        self.log(&findings);
-        let objects = self.store.objects.iter().map(|(key, s)| (key.to_string(), s.file.clone(), s.line));
-        let next = Published {
-            types: encode(&compiled),
-            findings,
-            accounts: accounts(&self.store),
-            objects: objects.collect(),
-            compiled,
-        };
-        self.out.send_replace(Arc::new(next));
-        let micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.compilations.1.store(micros, Ordering::Relaxed);
-        self.compilations.0.fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn log(&self, findings: &[Finding]) {
-        let before = self.out.borrow().clone();
-        for finding in findings.iter().filter(|f| !before.findings.contains(f)) {
-            tracing::warn!(file = %finding.file, line = finding.line, object = %finding.object,
-                field = %finding.field, severity = %finding.severity, code = finding.code,
-                reason = %finding.reason, remedy = %finding.remedy, "finding");
-        }
-    }
-}
+/// Largest request: a client that resumes says what it holds, about 100 bytes per resource.
+const REQUEST_LIMIT: usize = 64 << 20;
+/// A client that is gone without a word is noticed after these.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+const KEEPALIVE_ANSWER: Duration = Duration::from_secs(10);
 
 /// Runs until the process ends.
 ///
@@ -121,21 +77,14 @@ pub async fn run(config: Config) -> Result<()> {
 /// See [`run`].
 pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)) -> Result<()> {
     let ca = Arc::new(Ca::open(&config.state, config.ca.as_ref(), &config.options.trust_domain)?);
+    // From here on a signal ends the process in order, whatever is there already.
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let mut terminated = signal(SignalKind::terminate())?;
+    let metrics = Metrics::new()?;
     let (sender, current) = watch::channel(Arc::new(Published::default()));
-    let (clients, certificates) = (Arc::new(Clients::default()), Arc::default());
-    let compilations: Arc<(AtomicU64, AtomicU64)> = Arc::default();
-    let builder = Builder {
-        folder: config.folder.clone(),
-        options: config.options.clone(),
-        store: Store::default(),
-        vips: Vips::new(config.service_cidr, Some(config.state.join("vips.json"))),
-        provisioner: Box::new(FolderProvisioner::new(&config.folder)),
-        compilations: compilations.clone(),
-        out: sender,
-    };
-    // Nobody is served before the folder was compiled once: an empty answer would mean "all is gone".
-    let builder = built(builder).await?;
-    let watching = tokio::spawn(watch_folder(builder));
+    let clients = Arc::new(Clients::new(metrics.clone()));
+    let follower = follower(&config, &metrics, sender);
+    let following = tokio::spawn(follow(built(follower, Follower::build).await?));
     let tokens = Tokens(config.tokens.clone());
     let push = Push { current: current.clone(), tokens: tokens.clone(), clients: clients.clone() };
     let service = CaService {
@@ -143,65 +92,60 @@ pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)
         tokens,
         current: current.clone(),
         trust_domain: config.options.trust_domain.clone(),
-        counts: Arc::clone(&certificates),
+        counts: metrics.certificates.clone(),
     };
-    let admin = Admin { current, clients, certificates, compilations };
+    let admin = router(Admin { folder: config.folder.clone(), current, clients, metrics });
     let listener = TcpListener::bind(config.admin).await.context("admin address cannot be bound")?;
     let admin_address = listener.local_addr()?;
-    let served = axum::serve(listener, router(admin));
-    let mut names = vec!["localhost".to_string(), "127.0.0.1".into(), config.listen.ip().to_string()];
-    names.extend(config.names.iter().cloned());
-    let (chain, key) = ca.server(names)?;
-    let tls = ServerTlsConfig::new().identity(Identity::from_pem(chain, key));
+    let served = axum::serve(Bounded::new(listener, CONNECTIONS), admin.clone());
+    // Bound to the end of this function: the file goes with it.
+    let (local, _file) = match &config.admin_socket {
+        Some(path) => socket::bind(path).await.map(|(listener, file)| (Some(listener), Some(file)))?,
+        None => (None, None),
+    };
+    let locally = async {
+        match local {
+            Some(listener) => axum::serve(Bounded::new(listener, CONNECTIONS), admin).await,
+            None => std::future::pending().await,
+        }
+    };
     let incoming = TcpIncoming::bind(config.listen).map_err(anyhow::Error::msg)?;
     let address = incoming.local_addr()?;
     bound(address, admin_address);
     tracing::info!(listen = %address, admin = %admin_address, "control plane started");
     let grpc = Server::builder()
-        .tls_config(tls)?
-        .add_service(AggregatedDiscoveryServiceServer::new(push))
+        .tls_config(tls(&ca, &config)?)?
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_ANSWER))
+        .add_service(AggregatedDiscoveryServiceServer::new(push).max_decoding_message_size(REQUEST_LIMIT))
         .add_service(IstioCertificateServiceServer::new(service))
         .serve_with_incoming(incoming);
     tokio::select! {
         ended = grpc => ended.context("configuration server ended"),
         ended = served.into_future() => ended.context("admin server ended"),
-        ended = watching => ended.context("folder watch ended")?,
-        _ = tokio::signal::ctrl_c() => Ok(()),
-        () = terminated() => Ok(()),
+        ended = locally => ended.context("admin socket ended"),
+        ended = following => ended.context("following the folder ended")?,
+        _ = interrupted.recv() => Ok(()),
+        _ = terminated.recv() => Ok(()),
     }
 }
 
-async fn terminated() {
-    match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-        Ok(mut signal) => {
-            signal.recv().await;
-        }
-        Err(_) => std::future::pending().await,
+fn follower(config: &Config, metrics: &Metrics, out: watch::Sender<Arc<Published>>) -> Follower {
+    Follower {
+        folder: config.folder.clone(),
+        options: config.options.clone(),
+        memory: Memory::new(config.service_cidr, Some(&config.state)),
+        provisioner: Box::new(FolderProvisioner::new(&config.folder)),
+        metrics: metrics.clone(),
+        out,
+        store: Store::default(),
+        read: None,
     }
 }
 
-async fn built(mut builder: Builder) -> Result<Builder> {
-    let work = move || {
-        builder.build();
-        builder
-    };
-    tokio::task::spawn_blocking(work).await.context("compilation panicked")
-}
-
-async fn watch_folder(mut builder: Builder) -> Result<()> {
-    let (wake, mut woken) = mpsc::channel(1);
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        if !matches!(&event, Ok(e) if matches!(e.kind, EventKind::Access(_))) {
-            let _ = wake.try_send(());
-        }
-    })?;
-    watcher.watch(&builder.folder, RecursiveMode::Recursive).context("folder cannot be watched")?;
-    loop {
-        builder = built(builder).await?;
-        if let Ok(None) = tokio::time::timeout(RESCAN, woken.recv()).await {
-            anyhow::bail!("file watch ended");
-        }
-        tokio::time::sleep(COALESCE).await;
-        let _ = woken.try_recv();
-    }
+fn tls(ca: &Ca, config: &Config) -> Result<ServerTlsConfig> {
+    let mut names = vec!["localhost".to_string(), "127.0.0.1".into(), config.listen.ip().to_string()];
+    names.extend(config.names.iter().cloned());
+    let (chain, key) = ca.server(names)?;
+    Ok(ServerTlsConfig::new().identity(Identity::from_pem(chain, key)))
 }

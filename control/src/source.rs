@@ -1,19 +1,21 @@
 //! The cluster folder as a set of objects. A bad document is refused by itself; the last good version
-//! of its object stays.
+//! of its object stays. A refused policy without one is closed by a stand-in (decision 0012).
+
+pub mod files;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use serde::Deserialize;
 use serde_json::Value;
 
+use self::files::Document;
 use crate::{
-    finding::{Finding, Severity, Sink},
+    finding::{Finding, Problem, Severity, Sink},
     lines::locate,
-    object::{Key, Object, parse},
+    object::{Key, Object, parse, stand_in},
 };
 
 /// One object and where it came from.
@@ -25,8 +27,12 @@ pub struct Stored {
     pub line: usize,
     /// Text of the document, for lines of later findings.
     pub text: String,
+    /// Where the object is in its document: `items[0].` in a list, else empty.
+    pub prefix: String,
     /// What it says.
     pub object: Object,
+    /// Takes the place of a refused document that has no earlier version.
+    pub stand_in: bool,
 }
 
 /// All objects of a folder.
@@ -36,181 +42,172 @@ pub struct Store {
     pub objects: BTreeMap<Key, Stored>,
     /// Findings of the last load.
     pub findings: Vec<Finding>,
+    /// The folder could be read at least once: before that nothing is known to be absent.
+    pub read: bool,
+    /// The folder itself could be read the last time.
+    pub readable: bool,
+    /// Some routes may be missing: a file cannot be read, or a VirtualService without an earlier version
+    /// is refused. What is absent may then be wanted all the same.
+    pub doubtful: bool,
 }
 
-struct Document {
-    file: String,
-    line: usize,
-    text: String,
+impl Stored {
+    /// A problem of this object at its line.
+    pub fn finding(&self, key: &Key, problem: Problem) -> Finding {
+        let line = self.line + locate(&self.text, &format!("{}{}", self.prefix, problem.field)) - 1;
+        problem.placed(&self.file, line, &key.to_string())
+    }
+}
+
+/// One pass over the folder.
+#[derive(Default)]
+struct Load {
+    objects: BTreeMap<Key, Stored>,
+    stand_ins: BTreeMap<Key, Stored>,
+    /// Objects whose document is refused: an earlier version stays.
+    refused: BTreeSet<Key>,
+    /// Files and folders that cannot be read, relative: what came from there stays.
+    unreadable: BTreeSet<String>,
+    findings: Vec<Finding>,
 }
 
 impl Store {
-    /// Loads the folder again. Files that cannot be read are findings.
+    /// Loads the folder again. What cannot be read is a finding, and what came from there stays.
     pub fn load(&mut self, folder: &Path) {
-        self.findings.clear();
-        let mut next: BTreeMap<Key, Stored> = BTreeMap::new();
-        let mut broken: BTreeSet<String> = BTreeSet::new();
-        for document in self.documents(folder, &mut broken) {
-            self.take(document, &mut next, &mut broken);
-        }
-        for (key, stored) in std::mem::take(&mut self.objects) {
-            if broken.contains(&stored.file) || broken.contains(&key.to_string()) {
-                next.entry(key).or_insert(stored);
+        let mut load = Load::default();
+        load.folder(folder);
+        self.readable = !load.unreadable.contains("");
+        self.read |= self.readable;
+        for (key, stored) in std::mem::take(&mut self.objects).into_iter().filter(|(_, s)| !s.stand_in) {
+            if load.objects.contains_key(&key) {
+                continue;
+            }
+            let refused = load.refused.contains(&key);
+            if refused {
+                load.kept(&key, &stored);
+            }
+            if refused || load.is_unreadable(&stored.file) {
+                load.objects.insert(key, stored);
             }
         }
-        self.objects = next;
+        for (key, stored) in std::mem::take(&mut load.stand_ins) {
+            load.objects.entry(key).or_insert(stored);
+        }
+        let lost = |key: &Key| &*key.kind == "VirtualService" && !load.objects.contains_key(key);
+        self.doubtful = !load.unreadable.is_empty() || load.refused.iter().any(lost);
+        (self.objects, self.findings) = (load.objects, load.findings);
     }
+}
 
-    fn documents(&mut self, folder: &Path, broken: &mut BTreeSet<String>) -> Vec<Document> {
-        let mut found = Vec::new();
-        for path in files(folder) {
-            let file = path.strip_prefix(folder).unwrap_or(&path).display().to_string();
-            match fs::read_to_string(&path) {
-                Ok(text) => found.extend(split(&file, &text)),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => {
-                    broken.insert(file.clone());
-                    let reason = format!("cannot be read: {error}");
-                    self.report(&file, 1, "", "", Severity::Error, "unreadable", reason, "make it readable");
+impl Load {
+    fn folder(&mut self, folder: &Path) {
+        let listing = files::list(folder);
+        let relative = |path: &Path| path.strip_prefix(folder).unwrap_or(path).display().to_string();
+        for (path, error) in listing.unreadable {
+            self.unreadable(relative(&path), &error);
+        }
+        for path in listing.files {
+            match files::read(&path) {
+                Ok(text) => {
+                    files::split(&relative(&path), &text).into_iter().for_each(|doc| self.document(&doc));
                 }
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => self.unreadable(relative(&path), &error),
             }
         }
-        found
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the fields of a finding")]
-    fn report(
-        &mut self,
-        file: &str,
-        line: usize,
-        object: &str,
-        field: &str,
-        severity: Severity,
-        code: &'static str,
-        reason: String,
-        remedy: &str,
-    ) {
-        self.findings.push(Finding {
-            file: file.into(),
-            line,
-            object: object.into(),
-            field: field.into(),
-            severity,
-            code,
-            reason,
-            remedy: remedy.into(),
-        });
+    fn unreadable(&mut self, path: String, error: &std::io::Error) {
+        let reason = format!("cannot be read: {error}; what was read from it before stays in effect");
+        let problem = problem("", Severity::Error, "unreadable", reason, "make it readable");
+        let shown = if path.is_empty() { "." } else { &path };
+        self.findings.push(problem.placed(shown, 1, ""));
+        self.unreadable.insert(path);
     }
 
-    fn take(&mut self, doc: Document, next: &mut BTreeMap<Key, Stored>, broken: &mut BTreeSet<String>) {
+    fn is_unreadable(&self, file: &str) -> bool {
+        let whole = |at: &String| at.is_empty() || file == at;
+        self.unreadable.iter().any(|at| whole(at) || Path::new(file).starts_with(at))
+    }
+
+    fn document(&mut self, doc: &Document) {
         match serde_norway::Deserializer::from_str(&doc.text).next().map(Value::deserialize) {
             None | Some(Ok(Value::Null)) => {}
             Some(Ok(value)) if value["kind"].as_str().is_some_and(|k| k.ends_with("List")) => {
-                for item in value["items"].as_array().into_iter().flatten() {
-                    self.object(&doc, item, next, broken);
+                for (index, item) in value["items"].as_array().into_iter().flatten().enumerate() {
+                    self.object(doc, &format!("items[{index}]."), item);
                 }
             }
-            Some(Ok(value)) => self.object(&doc, &value, next, broken),
+            Some(Ok(value)) => self.object(doc, "", &value),
             Some(Err(error)) => {
                 let line = doc.line + error.location().map_or(0, |at| at.line().saturating_sub(1));
-                broken.insert(doc.file.clone());
                 let reason = format!("is no YAML: {error}");
-                self.report(
-                    &doc.file,
-                    line,
-                    "",
-                    "",
-                    Severity::Error,
-                    "bad-yaml",
-                    reason,
-                    "correct the syntax",
-                );
+                let problem = problem("", Severity::Error, "bad-yaml", reason, "correct the syntax");
+                self.findings.push(problem.placed(&doc.file, line, ""));
+                self.unreadable.insert(doc.file.clone());
             }
         }
     }
 
-    fn object(
-        &mut self,
-        doc: &Document,
-        value: &Value,
-        next: &mut BTreeMap<Key, Stored>,
-        broken: &mut BTreeSet<String>,
-    ) {
+    fn object(&mut self, doc: &Document, prefix: &str, value: &Value) {
         let sink = Sink::default();
         let (key, object) = parse(value, &sink);
-        let name = key.to_string();
-        let mut refused = object.is_none();
-        for problem in sink.into_problems() {
-            refused |= problem.severity == Severity::Error;
-            let line = doc.line + locate(&doc.text, &problem.field) - 1;
-            self.report(
-                &doc.file,
-                line,
-                &name,
-                &problem.field,
-                problem.severity,
-                problem.code,
-                problem.reason,
-                &problem.remedy,
-            );
+        let problems = sink.into_problems();
+        self.report(doc, prefix, &key, &problems);
+        let stored = |object, stand_in| Stored {
+            file: doc.file.clone(),
+            line: doc.line,
+            text: doc.text.clone(),
+            prefix: prefix.into(),
+            object,
+            stand_in,
+        };
+        let refused = problems.iter().any(|p| p.severity == Severity::Error);
+        match object {
+            Some(object) if refused => {
+                if let Some(closed) = stand_in::stand_in(&object, &problems) {
+                    let name = named(&key, doc);
+                    self.stand_ins.entry(name).or_insert_with(|| stored(closed, true));
+                }
+                self.refused.insert(key);
+            }
+            None => drop(self.refused.insert(key)),
+            Some(object) => self.keep(doc, key, stored(object, false)),
         }
-        if refused {
-            broken.insert(name);
-            return;
-        }
-        let Some(object) = object else { return };
-        if let Some(first) = next.get(&key) {
+    }
+
+    fn keep(&mut self, doc: &Document, key: Key, stored: Stored) {
+        if let Some(first) = self.objects.get(&key) {
             let reason = format!("is also in {}:{}, which is used", first.file, first.line);
-            let line = doc.line + locate(&doc.text, "metadata.name") - 1;
-            let remedy = "keep one of them";
-            return self.report(
-                &doc.file,
-                line,
-                &name,
-                "metadata.name",
-                Severity::Error,
-                "duplicate",
-                reason,
-                remedy,
-            );
+            let code = "duplicate";
+            let twice = problem("metadata.name", Severity::Error, code, reason, "keep one of them");
+            return self.report(doc, &stored.prefix, &key, &[twice]);
         }
-        let stored = Stored { file: doc.file.clone(), line: doc.line, text: doc.text.clone(), object };
-        next.insert(key, stored);
+        self.objects.insert(key, stored);
+    }
+
+    fn report(&mut self, doc: &Document, prefix: &str, key: &Key, problems: &[Problem]) {
+        for problem in problems {
+            let line = doc.line + locate(&doc.text, &format!("{prefix}{}", problem.field)) - 1;
+            self.findings.push(problem.clone().placed(&doc.file, line, &key.to_string()));
+        }
+    }
+
+    fn kept(&mut self, key: &Key, stored: &Stored) {
+        let reason = format!("is refused; the version read before, of {}, stays in effect", stored.file);
+        let info = problem("", Severity::Info, "last-good", reason, "correct the errors of this object");
+        self.findings.push(info.placed(&stored.file, stored.line, &key.to_string()));
     }
 }
 
-fn split(file: &str, text: &str) -> Vec<Document> {
-    let mut documents = Vec::new();
-    let (mut start, mut current) = (1, String::new());
-    for (index, line) in text.lines().enumerate() {
-        if line.starts_with("---") && line[3..].trim().is_empty() {
-            documents.push(Document { file: file.into(), line: start, text: std::mem::take(&mut current) });
-            start = index + 2;
-        } else {
-            current.push_str(line);
-            current.push('\n');
-        }
+/// A refused policy without a name still needs a key of its own.
+fn named(key: &Key, doc: &Document) -> Key {
+    match key.name.is_empty() {
+        true => Key { name: format!("unnamed {}:{}", doc.file, doc.line).into(), ..key.clone() },
+        false => key.clone(),
     }
-    documents.push(Document { file: file.into(), line: start, text: current });
-    documents.retain(|d| !d.text.trim().is_empty());
-    documents
 }
 
-/// YAML files below a folder, sorted; names that start with a dot are skipped.
-pub fn files(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    let mut found = Vec::new();
-    for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or(".");
-        if name.starts_with('.') {
-            continue;
-        }
-        if path.is_dir() {
-            found.extend(files(&path));
-        } else if name.ends_with(".yaml") || name.ends_with(".yml") || name.ends_with(".json") {
-            found.push(path);
-        }
-    }
-    found.sort();
-    found
+fn problem(field: &str, severity: Severity, code: &'static str, reason: String, remedy: &str) -> Problem {
+    Problem { severity, field: field.into(), code, reason, remedy: remedy.into() }
 }

@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
-use control::{analyze, compile, compile_folder, finding::Severity, source::Store, vips::Vips};
+use control::{
+    analyze, compile, compile_folder, finding::Severity, memory::Memory, source::Store, vips::Vips,
+};
 
 /// File, line, field and code of each error.
 const EXPECTED: [(&str, usize, &str, &str); 22] = [
@@ -53,7 +55,9 @@ fn what_is_good_applies_and_an_unsupported_field_is_named() {
     let (compiled, report) = compile_folder(&bad());
     assert_eq!(compiled.services.len(), 1);
     assert_eq!(compiled.services.values().next().unwrap().ports[0].service_port, 80);
-    assert!(compiled.policies.is_empty() && compiled.workloads.is_empty());
+    assert!(compiled.workloads.is_empty());
+    let closed: Vec<_> = compiled.policies.values().map(|p| (&*p.key.name, p.rules.len())).collect();
+    assert_eq!(closed, [("action", 1), ("cidr", 0), ("narrowing", 0)], "refused policies are closed");
     let mirror = report.findings.iter().find(|f| f.field == "spec.http[0].mirror").unwrap();
     assert_eq!((mirror.severity, mirror.code, mirror.line), (Severity::Warning, "unsupported-field", 14));
 }
@@ -65,10 +69,10 @@ fn the_last_good_version_stays_when_a_file_is_broken_or_half_written() {
     let good = "kind: Service\nmetadata:\n  name: web\nspec:\n  ports:\n    - port: 80\n";
     std::fs::write(&file, good).unwrap();
     let mut store = Store::default();
-    let mut vips = Vips::new(control::SERVICE_CIDR, None);
+    let mut memory = Memory::new(control::SERVICE_CIDR, None);
     let mut ports = |store: &mut Store| {
         store.load(folder.path());
-        let compiled = compile::compile(store, &compile::Options::default(), &mut vips);
+        let compiled = compile::compile(store, &compile::Options::default(), &mut memory);
         compiled.services.values().flat_map(|s| &s.ports).map(|p| p.service_port).collect::<Vec<_>>()
     };
     assert_eq!(ports(&mut store), [80]);
@@ -86,9 +90,23 @@ fn the_last_good_version_stays_when_a_file_is_broken_or_half_written() {
 fn a_service_keeps_its_virtual_address_whatever_else_comes() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("vips.json");
-    let first = Vips::new(control::SERVICE_CIDR, Some(file.clone())).get("default/web");
+    let mut vips = Vips::new(control::SERVICE_CIDR, Some(file.clone()));
+    let first = vips.get("default/web");
+    vips.save();
     let mut again = Vips::new(control::SERVICE_CIDR, Some(file));
     let others: Vec<_> = (0..200).map(|i| again.get(&format!("default/other-{i}"))).collect();
     assert!(first.is_some() && !others.contains(&first));
     assert_eq!(again.get("default/web"), first);
+}
+
+#[test]
+fn an_object_in_a_list_is_found_at_its_own_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = "kind: List\nitems:\n- kind: Service\n  metadata:\n    name: a\n  spec:\n    ports:\n    - port: 80\n\
+                - kind: Service\n  metadata:\n    name: b\n  spec:\n    ports:\n    - port: 99999\n";
+    std::fs::write(folder.path().join("list.yaml"), list).unwrap();
+    let (compiled, report) = compile_folder(folder.path());
+    assert_eq!(compiled.services.len(), 1);
+    let found: Vec<_> = report.findings.iter().map(|f| (f.line, &*f.object, &*f.field)).collect();
+    assert_eq!(found, [(14, "Service default/b", "spec.ports[0].port")]);
 }

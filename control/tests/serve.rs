@@ -1,9 +1,10 @@
 //! The real server with the real clients of agents, over TLS.
 #![allow(clippy::unwrap_used, reason = "a test panics, so that the line number survives")]
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+mod support;
 
-use control::{compile::Options, server};
+use std::{collections::BTreeMap, sync::Arc};
+
 use mesh_core::{
     identity::Identity,
     model::{PolicyName, Tunnel, WorkloadUid},
@@ -14,65 +15,26 @@ use mesh_net::{
     store::SnapshotStore,
     task::Ready,
     wire,
-    xds::{self, ControlEndpoint},
+    xds::{self},
 };
-use tokio::sync::{oneshot, watch};
+use support::{POD, Running};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-const POD: &str = "kind: Pod\nmetadata:\n  name: client-1\n  namespace: default\nspec: {nodeName: node-1, \
-                   serviceAccountName: client}\nstatus: {podIP: 10.0.0.1, conditions: [{type: Ready, status: 'True'}]}\n";
-
-struct Running {
-    folder: tempfile::TempDir,
-    url: String,
-}
-
-async fn start() -> Running {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path();
-    std::fs::create_dir(path.join("cluster")).unwrap();
-    std::fs::write(path.join("cluster/pod.yaml"), POD).unwrap();
-    std::fs::write(path.join("tokens.yaml"), "one: node-1\ntwo: node-2\nway: default/waypoint\n").unwrap();
-    let any = "127.0.0.1:0".parse().unwrap();
-    let config = server::Config {
-        folder: path.join("cluster"),
-        state: path.join("state"),
-        tokens: path.join("tokens.yaml"),
-        listen: any,
-        admin: any,
-        names: Vec::new(),
-        service_cidr: control::SERVICE_CIDR,
-        ca: None,
-        options: Options::default(),
-    };
-    let (send, bound) = oneshot::channel();
-    tokio::spawn(server::run_with(config, |address, _| send.send(address).unwrap()));
-    Running { url: format!("https://{}", bound.await.unwrap()), folder }
-}
-
-impl Running {
-    fn endpoint(&self, token: &str) -> ControlEndpoint {
-        let file: PathBuf = self.folder.path().join(format!("token-{token}"));
-        std::fs::write(&file, token).unwrap();
-        ControlEndpoint {
-            url: self.url.clone(),
-            roots: Some(self.folder.path().join("state/root-cert.pem")),
-            server_name: None,
-            token: Some(file),
-            cluster: "Kubernetes".into(),
-        }
-    }
-
-    async fn certificate(&self, token: &str, account: &str, impersonate: bool) -> Result<(), SignError> {
-        let ca = IstioCa { endpoint: self.endpoint(token), validity_seconds: 3600, impersonate };
-        ca.sign(&Identity::new("cluster.local", "default", account)).await.map(drop)
-    }
+async fn certificate(
+    running: &Running,
+    token: &str,
+    account: &str,
+    impersonate: bool,
+) -> Result<(), SignError> {
+    let ca = IstioCa { endpoint: running.endpoint(token), validity_seconds: 3600, impersonate };
+    ca.sign(&Identity::new("cluster.local", "default", account)).await.map(drop)
 }
 
 #[tokio::test]
 async fn a_node_gets_certificates_for_its_own_pods_only() {
-    let running = start().await;
-    running.certificate("one", "client", true).await.unwrap();
+    let running = Running::start(&[("pod.yaml", POD)]).await;
+    certificate(&running, "one", "client", true).await.unwrap();
     for (token, account, impersonate, reason) in [
         ("two", "client", true, "PermissionDenied: node node-2 has no pod of"),
         ("one", "other", true, "PermissionDenied: node node-1 has no pod of"),
@@ -80,15 +42,15 @@ async fn a_node_gets_certificates_for_its_own_pods_only() {
         ("way", "client", true, "PermissionDenied: waypoint default/waypoint may not ask for"),
         ("nobody", "client", true, "Unauthenticated: the token is not known"),
     ] {
-        let error = running.certificate(token, account, impersonate).await.unwrap_err();
+        let error = certificate(&running, token, account, impersonate).await.unwrap_err();
         assert!(error.to_string().contains(reason), "{error}");
     }
-    running.certificate("way", "waypoint", false).await.unwrap();
+    certificate(&running, "way", "waypoint", false).await.unwrap();
 }
 
 #[tokio::test]
 async fn an_agent_follows_the_folder_over_tls() {
-    let running = start().await;
+    let running = Running::start(&[("pod.yaml", POD)]).await;
     let store = Arc::new(SnapshotStore::new(Snapshot::default()));
     let ready = Ready::new();
     let config = xds::XdsConfig {

@@ -7,34 +7,51 @@ use std::{
 };
 
 use mesh_core::outcome::{Reason, Refusal};
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::{
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
 
-/// Mark of the mesh's own sockets, which capture leaves alone.
+/// Mark of connections from an address that is not ours: answers to them carry it too, so that they
+/// can be routed back (`tcp_fwmark_accept`).
 pub const MARK: u32 = 0x539;
 /// Time for connecting.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Makes a marked socket in the calling thread's network namespace; with `from`, one that connects
+/// Makes a socket in the calling thread's network namespace; with `from`, a marked one that connects
 /// from that address even if it is not local (needs CAP_NET_ADMIN).
 ///
 /// # Errors
 /// The kernel's.
 pub fn socket(to: SocketAddr, from: Option<IpAddr>) -> io::Result<TcpSocket> {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_nonblocking(true)?;
-    socket.set_mark(MARK)?;
+    let socket = bound(to, from)?;
+    tune(&socket)?;
+    Ok(TcpSocket::from_std_stream(socket.into()))
+}
+
+fn bound(to: SocketAddr, from: Option<IpAddr>) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     if let Some(from) = from {
-        match from {
-            IpAddr::V4(_) => socket.set_ip_transparent_v4(true)?,
-            IpAddr::V6(_) => socket.set_freebind_v6(true)?,
-        }
+        socket.set_mark(MARK)?;
+        // The option of IPv4 covers the socket as a whole, IPv6 included.
+        socket.set_ip_transparent_v4(true)?;
+        // The port is chosen at connect, so that it need only be unique for the destination.
+        setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
         socket.bind(&SocketAddr::new(from, 0).into())?;
     }
-    tune(&socket)?;
+    Ok(socket)
+}
+
+/// As [`socket`], for an application in the same namespace: the kernel tells at once when it is gone,
+/// so nothing is kept alive.
+///
+/// # Errors
+/// The kernel's.
+pub fn local_socket(to: SocketAddr, from: Option<IpAddr>) -> io::Result<TcpSocket> {
+    let socket = bound(to, from)?;
+    socket.set_tcp_nodelay(true)?;
     Ok(TcpSocket::from_std_stream(socket.into()))
 }
 
@@ -58,7 +75,8 @@ pub fn prepare(stream: &TcpStream) -> io::Result<()> {
     tune(&SockRef::from(stream))
 }
 
-fn tune(socket: &Socket) -> io::Result<()> {
+/// No delay, and keepalive as Istio's.
+pub(crate) fn tune(socket: &Socket) -> io::Result<()> {
     let every = Duration::from_secs(180);
     socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new().with_time(every).with_interval(every).with_retries(9);

@@ -1,13 +1,16 @@
-//! Doing what `mesh-core` decides: TLS and identity, HBONE, relay, xDS, telemetry.
+//! Doing what `mesh-core` decides: TLS and identity, HBONE, relay, xDS, telemetry, admin endpoints.
 
+pub mod admin;
 pub mod api;
 pub mod ca;
 pub mod dial;
 pub mod hbone;
 pub mod listen;
+pub mod load;
 pub mod relay;
 pub mod store;
 pub mod task;
+pub mod telemetry;
 pub mod tls;
 pub mod wire;
 pub mod xds;

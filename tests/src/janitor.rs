@@ -26,6 +26,11 @@ pub fn folder(id: &str) -> PathBuf {
     Path::new(WORLDS).join(id)
 }
 
+/// Folder of a world's admin sockets, where `culvert` looks for them.
+pub fn sockets(id: &str) -> PathBuf {
+    Path::new("/run/culvert").join(id)
+}
+
 /// Start time of a process in clock ticks since boot: with the pid it names one process for ever.
 pub fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -111,5 +116,6 @@ fn take_down(id: &str) -> Result<()> {
             shell::output(Command::new("umount").arg(point))?;
         }
     }
+    let _ = fs::remove_dir_all(sockets(id));
     fs::remove_dir_all(&root).with_context(|| format!("cannot remove {}", root.display()))
 }

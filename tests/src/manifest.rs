@@ -24,7 +24,7 @@ pub fn write(path: &Path, value: &Value) -> Result<()> {
 }
 
 /// The `Pod` object of a running pod, as a kubelet would report it.
-pub fn pod(pod: &Pod, owner: Option<&str>, container: &Value) -> Value {
+pub fn pod(pod: &Pod, owner: Option<&str>, container: &Value, ready: bool) -> Value {
     let owners: Vec<Value> = owner
         .map(|name| {
             json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": name,
@@ -46,7 +46,7 @@ pub fn pod(pod: &Pod, owner: Option<&str>, container: &Value) -> Value {
         "status": {
             "phase": "Running", "podIP": pod.ip, "hostIP": pod.host_ip,
             "podIPs": [{"ip": pod.ip}, {"ip": pod.ip6}],
-            "conditions": [{"type": "Ready", "status": "True"}],
+            "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" }}],
         },
     })
 }

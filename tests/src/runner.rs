@@ -1,7 +1,7 @@
 //! The node runner: stands in for scheduler and kubelet. It turns Deployments into pods with the
 //! real programs, reports them as Pod objects, and writes the pods' hosts files from the services.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -9,8 +9,12 @@ use serde_json::{Value, json};
 use crate::{
     manifest, net,
     process::Process,
+    wait,
     world::{Pod, World},
 };
+
+/// How long a waypoint may take to be ready.
+const READY: Duration = Duration::from_secs(20);
 
 /// Makes the pods that Deployments ask for and that do not exist yet; returns their names.
 pub fn reconcile(world: &mut World) -> Result<Vec<String>> {
@@ -45,11 +49,20 @@ fn start(world: &mut World, namespace: &str, name: &str, owner: &str, deployment
     let node = node_for(world, spec);
     let mut pod = world.add_pod(namespace, name, node, account)?;
     pod.labels = labels(&template["metadata"]["labels"]);
+    // As the deployment controller does; names of workloads come from it.
+    pod.labels.insert("pod-template-hash".to_string(), "0".to_string());
     world.pods.insert(format!("{namespace}/{name}"), pod.clone());
     let container = spec["containers"][0].clone();
-    launch(world, &pod, deployment, &container)?;
     let file = format!("pods/{}/{namespace}.{name}.yaml", pod.node_name());
-    world.write(&file, &manifest::pod(&pod, Some(owner), &container))
+    // As a kubelet: the object is there before the program, and ready when the probe says so.
+    world.write(&file, &manifest::pod(&pod, Some(owner), &container, false))?;
+    launch(world, &pod, deployment, &container)?;
+    if container["image"].as_str().is_some_and(|image| image.contains("waypoint")) {
+        wait::until(READY, &format!("{namespace}/{name} to be ready"), || {
+            pod.exec(&["curl", "-sSf", "http://127.0.0.1:15020/readyz"]).ok().map(drop)
+        })?;
+    }
+    world.write(&file, &manifest::pod(&pod, Some(owner), &container, true))
 }
 
 fn labels(value: &Value) -> BTreeMap<String, String> {
@@ -78,6 +91,7 @@ fn nginx(world: &World, pod: &Pod, container: &Value) -> Result<Process> {
     let home = world.root.join("pods").join(format!("{}.{}", pod.namespace, pod.name));
     fs::create_dir_all(home.join("html"))?;
     fs::create_dir_all(home.join("tmp"))?;
+    fs::write(home.join("html/index.html"), "Welcome to nginx!\n")?;
     fs::write(home.join("nginx.conf"), nginx_conf(&home))?;
     let default = [json!("nginx"), json!("-g"), json!("daemon off;")];
     let words = |field: &str| container[field].as_array().cloned().unwrap_or_default();

@@ -282,6 +282,7 @@ impl World {
         command.arg("--tokens").arg(self.root.join("tokens.yaml"));
         command.args(["--listen", &format!("{}:{CONTROL_PORT}", net::UNDERLAY)]);
         command.args(["--admin", &format!("{}:{CONTROL_ADMIN}", net::UNDERLAY)]);
+        command.arg("--admin-socket").arg(janitor::sockets(&self.id).join("control.sock"));
         self.control = Some(Process::spawn(&mut command, &self.log_file("control"))?);
         self.ready("control", Duration::from_secs(20), || self.control_get("/readyz").ok().map(drop))
     }
@@ -307,6 +308,7 @@ impl World {
         command.arg("--token-file").arg(self.token_file(&name));
         command.arg("--state-dir").arg(self.root.join("state").join(&name));
         command.args(["--admin", &format!("0.0.0.0:{AGENT_ADMIN}")]);
+        command.arg("--admin-socket").arg(janitor::sockets(&self.id).join(format!("agent-{name}.sock")));
         command.args(["--instance-ip", &net::node_address(index).to_string()]);
         let process = Process::spawn(&mut command, &self.log_file(&format!("agent-{name}")))?;
         self.agents.insert(index, process);

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 /// The checkout.
 pub fn root() -> Result<PathBuf> {
@@ -68,7 +69,15 @@ pub fn cargo(root: &Path) -> Command {
     command
 }
 
-fn shown(command: &Command) -> String {
+/// Cargo's target folder, wherever the user put it.
+pub fn target(root: &Path) -> Result<PathBuf> {
+    let text = output(cargo(root).args(["metadata", "--format-version", "1", "--no-deps"]))?;
+    let metadata: Value = serde_json::from_str(&text).context("cargo metadata")?;
+    Ok(metadata["target_directory"].as_str().context("cargo metadata names its target folder")?.into())
+}
+
+/// A command as a person would type it.
+pub fn shown(command: &Command) -> String {
     let mut text = command.get_program().to_string_lossy().into_owned();
     for arg in command.get_args() {
         text.push(' ');

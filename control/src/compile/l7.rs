@@ -3,14 +3,18 @@
 use std::sync::Arc;
 
 use mesh_core::model::{
-    PolicyName, ServiceName, Tunnel,
-    l7::{L7Policy, L7Target, RouteAction, ServiceRoutes, Subset, TrafficPolicy, WeightedDestination},
+    ServiceName,
+    l7::{RouteAction, ServiceRoutes, Subset, TrafficPolicy, WeightedDestination},
 };
 
-use super::Context;
+use super::{
+    Context,
+    waypoints::{Cause, need},
+};
+use crate::memory::Routed;
 use crate::object::{Body, Key, VirtualService};
 
-pub(super) fn compile(cx: &mut Context<'_>) {
+pub(super) fn compile(cx: &mut Context<'_>, routed: &Routed) {
     cx.out.routes = cx.out.services.values().map(|s| (s.key.clone(), plain(s))).collect();
     for (key, object) in cx.each("DestinationRule") {
         let Body::DestinationRule(rule) = &object.body else { continue };
@@ -31,10 +35,9 @@ pub(super) fn compile(cx: &mut Context<'_>) {
     }
     for (key, object) in cx.each("VirtualService") {
         if let Body::VirtualService(vs) = &object.body {
-            virtual_service(cx, key, vs);
+            virtual_service(cx, routed, key, vs);
         }
     }
-    policies(cx);
 }
 
 fn plain(service: &mesh_core::model::Service) -> ServiceRoutes {
@@ -49,7 +52,7 @@ fn plain(service: &mesh_core::model::Service) -> ServiceRoutes {
     }
 }
 
-fn virtual_service(cx: &mut Context<'_>, key: &Key, vs: &VirtualService) {
+fn virtual_service(cx: &mut Context<'_>, routed: &Routed, key: &Key, vs: &VirtualService) {
     if !vs.mesh {
         let reason = "applies only to ingress gateways".into();
         return cx.note(key, "spec.gateways", "not-mesh", reason, "add mesh to gateways");
@@ -83,24 +86,8 @@ fn virtual_service(cx: &mut Context<'_>, key: &Key, vs: &VirtualService) {
         }
         routes.origin = key.to_string().into();
         (routes.http, routes.tcp) = (http.clone(), tcp.clone());
-        if enrolled(cx, &name) {
-            cx.out.waypoints.entry(name.namespace.clone()).or_insert_with(|| format!("{key} routes {host}"));
-        }
+        need(cx, routed, key, &name, Cause::Routes);
     }
-}
-
-/// Whether any endpoint of a service is in the mesh, and no waypoint of its own is asked for.
-fn enrolled(cx: &Context<'_>, service: &ServiceName) -> bool {
-    let none = std::collections::BTreeMap::new();
-    let asked = cx.each("Service").any(|(key, object)| {
-        Context::host(&key.namespace, &key.name) == *service
-            && (object.meta.labels.contains_key(super::USE_WAYPOINT)
-                || cx.labelled_waypoint(&key.namespace, &none).is_some()
-                || cx.opted_out(&key.namespace, &none))
-    });
-    let meshed =
-        |w: &mesh_core::model::Workload| w.tunnel == Tunnel::Hbone && w.services.contains_key(service);
-    !asked && cx.out.workloads.values().any(meshed)
 }
 
 /// Puts in the full name; a destination that does not exist stays as written and answers 503.
@@ -133,45 +120,5 @@ fn resolve(cx: &mut Context<'_>, key: &Key, field: &str, destination: &mut Weigh
                 format!("no DestinationRule defines subset {subset} of {}", destination.service.hostname);
             cx.note(key, field, "unknown-subset", reason, "add a DestinationRule with the subset");
         }
-    }
-}
-
-fn policies(cx: &mut Context<'_>) {
-    for (key, object) in cx.each("AuthorizationPolicy") {
-        let Body::Authorization(policy) = &object.body else { continue };
-        let mut targets = Vec::new();
-        for (kind, name) in &policy.targets {
-            match &**kind {
-                "Service" => {
-                    let service = Context::host(&key.namespace, name);
-                    if enrolled(cx, &service) {
-                        let why = || format!("{key} is enforced at L7");
-                        cx.out.waypoints.entry(key.namespace.clone()).or_insert_with(why);
-                    }
-                    targets.push(L7Target::Service(service));
-                }
-                "Gateway" => {
-                    targets.push(L7Target::Gateway { namespace: key.namespace.clone(), name: name.clone() });
-                }
-                "GatewayClass" => targets.push(L7Target::AllWaypoints),
-                other => {
-                    let reason = format!("{other} is no target of a policy");
-                    cx.note(key, "spec.targetRefs", "bad-target", reason, "use Service or Gateway");
-                }
-            }
-        }
-        if targets.is_empty() {
-            continue;
-        }
-        let name = PolicyName::new(key.namespace.clone(), key.name.clone());
-        let dry_run = object.meta.annotations.get("istio.io/dry-run").is_some_and(|v| &**v == "true");
-        let compiled = L7Policy {
-            key: name.clone(),
-            targets,
-            action: policy.action,
-            rules: policy.rules.clone(),
-            dry_run,
-        };
-        cx.out.l7_policies.insert(name, compiled);
     }
 }

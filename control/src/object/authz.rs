@@ -8,6 +8,7 @@ use mesh_core::model::{
     l7::{ConditionKey, L7Condition, L7Operation, L7Rule, L7Source},
 };
 use mesh_net::wire::l7::condition_key;
+use serde_json::Value;
 
 use super::Labels;
 use crate::reader::Reader;
@@ -70,7 +71,7 @@ fn mode(r: &Reader<'_>) -> Mode {
 /// Parses a peer authentication.
 pub fn peer(spec: &Reader<'_>) -> PeerAuth {
     if spec.present() {
-        spec.known(&["selector", "mtls", "portLevelMtls"]);
+        spec.only(&["selector", "mtls", "portLevelMtls"]);
     }
     let ports = spec.at("portLevelMtls", |list| {
         let keys = list.raw().as_object().into_iter().flatten().map(|(key, _)| key);
@@ -89,21 +90,41 @@ pub fn peer(spec: &Reader<'_>) -> PeerAuth {
 /// Parses an authorization policy of a namespace.
 pub fn policy(spec: &Reader<'_>, namespace: &str) -> Authorization {
     if spec.present() {
-        spec.known(&["selector", "targetRefs", "targetRef", "action", "rules"]);
+        spec.only(&["selector", "targetRefs", "targetRef", "action", "rules"]);
     }
+    let mut audit = false;
     let action = match spec.string("action").as_deref() {
         None | Some("ALLOW") => PolicyAction::Allow,
         Some("DENY") => PolicyAction::Deny,
+        Some("AUDIT") => {
+            let reason = "AUDIT is not supported; the policy admits and refuses nothing";
+            spec.at("action", |f| f.warn("unsupported-field", reason, "remove the policy"));
+            audit = true;
+            PolicyAction::Deny
+        }
         Some(other) => {
             let reason = format!("action {other} is not supported");
             spec.at("action", |f| f.error("bad-value", reason, "use ALLOW or DENY"));
             PolicyAction::Deny
         }
     };
-    let target = |t: Reader<'_>| (t.required("kind"), t.required("name"));
+    let target = |t: Reader<'_>| {
+        t.known(&["group", "kind", "name"]);
+        let kind = t.required("kind");
+        if !["", "Service", "ServiceEntry", "Gateway", "GatewayClass"].contains(&&*kind) {
+            let reason = format!("{kind} is no target of a policy");
+            t.at("kind", |f| {
+                f.error("bad-value", reason, "use Service, ServiceEntry, Gateway or GatewayClass")
+            });
+        }
+        (kind, t.required("name"))
+    };
     let mut targets = spec.each("targetRefs", target);
     targets.extend(spec.opt("targetRef", target));
-    let rules = spec.each("rules", |r| rule(&r, namespace));
+    let mut rules = spec.each("rules", |r| rule(&r, namespace));
+    if audit {
+        rules.clear();
+    }
     let selector = selector(spec);
     if selector.is_some() && !targets.is_empty() {
         spec.error("conflict", "selector and targetRefs exclude each other", "keep one of them");
@@ -112,29 +133,30 @@ pub fn policy(spec: &Reader<'_>, namespace: &str) -> Authorization {
 }
 
 fn rule(r: &Reader<'_>, namespace: &str) -> L7Rule {
-    r.known(&["from", "to", "when"]);
+    if !r.raw().is_object() {
+        r.error("wrong-type", "a rule must be a mapping", "write {} for a rule that matches everything");
+    }
+    r.only(&["from", "to", "when"]);
     L7Rule {
         from: r.each("from", |f| {
-            f.known(&["source"]);
-            f.at("source", |s| source(&s, namespace))
+            f.only(&["source"]);
+            f.at("source", |s| block(&s, |s| source(s, namespace)))
         }),
         to: r.each("to", |t| {
-            t.known(&["operation"]);
-            t.at("operation", |o| operation(&o))
+            t.only(&["operation"]);
+            t.at("operation", |o| block(&o, operation))
         }),
         when: r.each("when", |w| condition(&w)).into_iter().flatten().collect(),
     }
 }
 
-/// A field that narrows a rule cannot be dropped: the policy would mean something else.
-fn must_know(r: &Reader<'_>, known: &[&str]) {
-    for key in r.raw().as_object().into_iter().flatten().map(|(key, _)| key) {
-        if !known.contains(&key.as_str()) {
-            let reason =
-                format!("{key:?} is not supported, and without it the policy would mean something else");
-            r.at(key, |f| f.error("unsupported-field", reason, "remove it"));
-        }
+/// A block that says nothing matches everybody: nobody writes one and means it. Empty lists say nothing.
+fn block<T>(r: &Reader<'_>, read: impl FnOnce(&Reader<'_>) -> T) -> T {
+    let nothing = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
+    if r.raw().as_object().is_none_or(|fields| fields.values().all(nothing)) {
+        r.error("missing-field", "is missing or empty", "say what it matches, or remove the entry");
     }
+    read(r)
 }
 
 fn texts(r: &Reader<'_>, name: &str) -> Vec<StringMatch> {
@@ -142,19 +164,16 @@ fn texts(r: &Reader<'_>, name: &str) -> Vec<StringMatch> {
 }
 
 fn source(s: &Reader<'_>, namespace: &str) -> L7Source {
-    must_know(
-        s,
-        &[
-            "principals",
-            "notPrincipals",
-            "namespaces",
-            "notNamespaces",
-            "serviceAccounts",
-            "notServiceAccounts",
-            "ipBlocks",
-            "notIpBlocks",
-        ],
-    );
+    s.only(&[
+        "principals",
+        "notPrincipals",
+        "namespaces",
+        "notNamespaces",
+        "serviceAccounts",
+        "notServiceAccounts",
+        "ipBlocks",
+        "notIpBlocks",
+    ]);
     let accounts = |name: &str| {
         let split = |text: Arc<str>| match text.split_once('/') {
             Some((ns, sa)) => ServiceAccountMatch { namespace: ns.into(), service_account: sa.into() },
@@ -181,7 +200,7 @@ pub fn cidr(text: &str) -> Option<IpNet> {
 
 fn blocks(s: &Reader<'_>, name: &str) -> Vec<IpNet> {
     let item = |item: Reader<'_>| {
-        let text = item.text()?;
+        let text = item.element()?;
         let net = cidr(text);
         if net.is_none() {
             item.error("bad-cidr", format!("{text:?} is no address or CIDR"), "write it like 10.0.0.0/8");
@@ -192,7 +211,7 @@ fn blocks(s: &Reader<'_>, name: &str) -> Vec<IpNet> {
 }
 
 fn operation(o: &Reader<'_>) -> L7Operation {
-    must_know(o, &["hosts", "notHosts", "ports", "notPorts", "methods", "notMethods", "paths", "notPaths"]);
+    o.only(&["hosts", "notHosts", "ports", "notPorts", "methods", "notMethods", "paths", "notPaths"]);
     let ports = |name: &str| {
         let item = |item: Reader<'_>| {
             let text = item.raw().as_str().map_or_else(|| item.raw().to_string(), str::to_string);
@@ -217,16 +236,33 @@ fn operation(o: &Reader<'_>) -> L7Operation {
 }
 
 fn condition(w: &Reader<'_>) -> Option<L7Condition> {
-    must_know(w, &["key", "values", "notValues"]);
+    w.only(&["key", "values", "notValues"]);
     let name = w.required("key");
     let Some(key) = condition_key(&name) else {
         w.at("key", |f| f.error("bad-value", format!("{name:?} is not supported"), "use a supported key"));
         return None;
     };
-    let matches = |field: &str| texts(w, field);
-    if matches!(key, ConditionKey::SourceIp | ConditionKey::DestinationIp) {
-        blocks(w, "values");
-        blocks(w, "notValues");
+    let (values, not_values) = (texts(w, "values"), texts(w, "notValues"));
+    if values.is_empty() && not_values.is_empty() {
+        w.error("missing-field", "there are neither values nor notValues", "add values");
     }
-    Some(L7Condition { key, values: matches("values"), not_values: matches("notValues") })
+    for field in ["values", "notValues"] {
+        w.each(field, |item| check_value(&item, &key));
+    }
+    Some(L7Condition { key, values, not_values })
+}
+
+/// A value that can never be compared would drop out of its list and widen the policy.
+fn check_value(item: &Reader<'_>, key: &ConditionKey) {
+    let Some(text) = item.raw().as_str().filter(|text| !text.is_empty()) else { return };
+    match key {
+        ConditionKey::SourceIp | ConditionKey::DestinationIp if cidr(text).is_none() => {
+            let reason = format!("{text:?} is no address or CIDR");
+            item.error("bad-cidr", reason, "write it like 10.0.0.0/8");
+        }
+        ConditionKey::DestinationPort if text.parse::<u16>().is_err() => {
+            item.error("bad-port", format!("{text:?} is no port"), "use a number from 1 to 65535");
+        }
+        _ => {}
+    }
 }

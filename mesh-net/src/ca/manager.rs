@@ -26,7 +26,11 @@ pub struct ManagerConfig {
 
 impl Default for ManagerConfig {
     fn default() -> Self {
-        Self { concurrent: 8, first_backoff: Duration::from_secs(1), last_backoff: Duration::from_secs(150) }
+        Self {
+            concurrent: 8,
+            first_backoff: Duration::from_millis(200),
+            last_backoff: Duration::from_secs(150),
+        }
     }
 }
 

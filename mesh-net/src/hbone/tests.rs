@@ -1,4 +1,4 @@
-use std::{net::SocketAddr, rc::Rc};
+use std::{cell::Cell, io, net::SocketAddr, rc::Rc, time::Duration};
 
 use mesh_core::{
     hbone::Authority,
@@ -145,7 +145,7 @@ async fn the_pool_dials_once_for_many_flows_and_never_crosses_workloads() {
             "another expectation, another connection"
         );
         drop(streams);
-        pool.release_idle();
+        pool.close();
         assert_eq!(pool.connections(), 0);
     };
     LocalSet::new().run_until(work).await;

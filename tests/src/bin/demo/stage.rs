@@ -55,7 +55,8 @@ impl Stage {
             let pod = stage.pod(pod)?;
             wait::until(Duration::from_secs(10), "nginx to answer", || {
                 pod.exec(&["curl", "-sSf", "-o", "/dev/null", "http://127.0.0.1/"]).ok().map(drop)
-            })?;
+            })
+            .with_context(|| stage.world.tail(&format!("{}.{}", pod.namespace, pod.name)))?;
         }
         Ok(stage)
     }

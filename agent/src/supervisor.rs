@@ -1,0 +1,185 @@
+//! One task per pod that is, or is to be, in the mesh.
+
+mod enrolment;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use mesh_core::{
+    enrol::{Event, Found},
+    identity::Identity,
+};
+use mesh_net::{
+    ca::CertState,
+    task::{Drain, Pending},
+};
+use tokio::sync::{mpsc, watch};
+
+use crate::{
+    bpf::Pod,
+    pods::{PodEvent, PodInfo, PodSource},
+    redirect::AnyRedirector,
+    registry::Registry,
+    worker,
+};
+
+/// Events of a source, or of one pod, that may wait.
+const WAITING: usize = 256;
+
+/// Follows an identity's certificate.
+pub type Certificates = Arc<dyn Fn(&Identity) -> watch::Receiver<CertState> + Send + Sync>;
+
+/// What enrolment works with.
+pub struct Means {
+    /// Pods, and where they are announced.
+    pub source: Arc<dyn PodSource>,
+    /// Redirection.
+    pub redirector: AnyRedirector,
+    /// Data threads.
+    pub workers: Vec<worker::Handle>,
+    /// Certificates.
+    pub certificates: Certificates,
+    /// Where pods' standing is shown.
+    pub registry: Registry,
+    /// Trust domain of the node's pods.
+    pub trust_domain: Arc<str>,
+    /// Time that open flows get when a pod leaves the mesh or the agent stops.
+    pub drain: Duration,
+    /// Asked to end when the agent stops; the pods' groups are children.
+    pub stop: Drain,
+}
+
+/// A pod that has a task.
+struct Running {
+    info: Arc<PodInfo>,
+    events: mpsc::Sender<Event>,
+}
+
+struct Supervisor {
+    means: Arc<Means>,
+    running: HashMap<Arc<str>, Running>,
+    /// Pods that were seen while they did not belong into the mesh.
+    outside: HashSet<Arc<str>>,
+    /// Captured by an earlier process, by cookie; emptied as their pods are found.
+    captured: HashMap<u64, Pod>,
+    synced: bool,
+}
+
+/// Enrols, withdraws and forgets pods until the agent stops. `listed` is dropped when all pods that
+/// were there at the start are known.
+pub async fn run(means: Arc<Means>, listed: Pending) {
+    let mut listed = Some(listed);
+    let captured = means.redirector.captured().unwrap_or_else(|error| {
+        tracing::error!(%error, "the kernel does not say which pods are captured");
+        Vec::new()
+    });
+    let mut supervisor = Supervisor {
+        means: means.clone(),
+        running: HashMap::new(),
+        outside: HashSet::new(),
+        captured: captured.into_iter().map(|pod| (pod.netns, pod)).collect(),
+        synced: false,
+    };
+    let (send, mut events) = mpsc::channel(WAITING);
+    let source = means.source.clone();
+    tokio::spawn(async move { source.watch(send).await });
+    loop {
+        let event = tokio::select! {
+            event = events.recv() => event,
+            () = means.stop.asked() => return,
+        };
+        match event {
+            Some(PodEvent::Pod(info)) => supervisor.pod(info).await,
+            Some(PodEvent::Gone(uid)) => supervisor.gone(&uid).await,
+            Some(PodEvent::Synced) => {
+                supervisor.synced = true;
+                supervisor.forget_orphans();
+                drop(listed.take());
+            }
+            None => return,
+        }
+    }
+}
+
+impl Supervisor {
+    async fn pod(&mut self, info: Arc<PodInfo>) {
+        if let Some(running) = self.running.get(&info.uid)
+            && running.events.is_closed()
+        {
+            self.running.remove(&info.uid);
+        }
+        match self.running.get_mut(&info.uid) {
+            Some(running) if running.info.netns != info.netns || running.info.addresses != info.addresses => {
+                // Another network under the same name: nothing of the old one may be used.
+                self.gone(&info.uid).await;
+                Box::pin(self.pod(info)).await;
+            }
+            Some(running) => {
+                let (before, now) = (running.info.eligibility.is_eligible(), info.eligibility.is_eligible());
+                running.info = info;
+                if before != now {
+                    let event = if now { Event::Eligible } else { Event::Ineligible };
+                    // The task may have ended meanwhile; then there is nothing to tell.
+                    let _ = running.events.send(event).await;
+                }
+            }
+            None => self.consider(info),
+        }
+    }
+
+    fn consider(&mut self, info: Arc<PodInfo>) {
+        let eligible = info.eligibility.is_eligible();
+        if eligible && !info.has_network() {
+            return self.means.registry.set(&info, None, Some("it has no network yet".into()));
+        }
+        let captured = self.take_captured(&info);
+        if !eligible && captured.is_none() {
+            self.outside.insert(info.uid.clone());
+            return self.means.registry.set(&info, None, Some(info.eligibility.to_string()));
+        }
+        let was_outside = self.outside.remove(&info.uid);
+        let found = match captured {
+            Some(_) => Found::Captured,
+            None if self.synced && !was_outside => Found::Starting,
+            None => Found::Running,
+        };
+        let (events, receiver) = mpsc::channel(WAITING);
+        let begin = eligible.then_some(found);
+        tokio::spawn(enrolment::run(self.means.clone(), info.clone(), begin, receiver));
+        self.running.insert(info.uid.clone(), Running { info, events });
+    }
+
+    /// The kernel's entry of a pod, found by its address.
+    fn take_captured(&mut self, info: &PodInfo) -> Option<Pod> {
+        let owns = |pod: &Pod| {
+            let v4 = pod.v4.map(std::net::IpAddr::from);
+            let v6 = pod.v6.map(std::net::IpAddr::from);
+            info.addresses.iter().any(|ip| Some(*ip) == v4 || Some(*ip) == v6)
+        };
+        let cookie = self.captured.values().find(|pod| owns(pod))?.netns;
+        self.captured.remove(&cookie)
+    }
+
+    async fn gone(&mut self, uid: &Arc<str>) {
+        self.outside.remove(uid);
+        self.means.registry.remove(uid);
+        if let Some(running) = self.running.remove(uid) {
+            // As above.
+            let _ = running.events.send(Event::Deleted).await;
+        }
+    }
+
+    fn forget_orphans(&mut self) {
+        for (_, pod) in self.captured.drain() {
+            match self.means.redirector.forget(&pod) {
+                Ok(()) => tracing::info!(netns = pod.netns, "a pod that is gone was forgotten"),
+                Err(error) => {
+                    tracing::warn!(netns = pod.netns, %error, "a pod that is gone stays in the kernel")
+                }
+            }
+        }
+    }
+}

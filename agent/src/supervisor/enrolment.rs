@@ -1,0 +1,304 @@
+//! The life of one pod in the mesh: carries out what `mesh_core::enrol` says.
+
+use std::{collections::VecDeque, sync::Arc, time::Duration};
+
+use mesh_core::{
+    enrol::{Action, Enrolment, Event, Found, State},
+    identity::Identity,
+    outcome::{Reason, Refusal},
+};
+use mesh_net::{ca::CertState, task::Drain};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+
+use super::Means;
+use crate::{
+    listeners::{self, Listeners},
+    member::Member,
+    pods::{AnnounceError, PodInfo},
+    redirect::Target,
+    routing,
+};
+
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(10);
+/// Peers may use a tunnel for this long after the pod was withdrawn: the news has to reach them.
+const SETTLE: Duration = Duration::from_secs(2);
+/// Flows of a pod that was deleted get this long to notice that they are closed.
+const CLOSE: Duration = Duration::from_millis(500);
+
+struct Life {
+    means: Arc<Means>,
+    info: Arc<PodInfo>,
+    target: Option<Arc<Target>>,
+    listeners: Vec<Listeners>,
+    certificate: Option<watch::Receiver<CertState>>,
+    member: Option<Arc<Member>>,
+    deleted: bool,
+    done: mpsc::Sender<Event>,
+}
+
+/// Carries a pod into the mesh and out of it. `begin` says how it was found; none that it is captured
+/// but does not belong into the mesh any more.
+pub(super) async fn run(
+    means: Arc<Means>,
+    info: Arc<PodInfo>,
+    begin: Option<Found>,
+    mut events: mpsc::Receiver<Event>,
+) {
+    let (mut enrolment, actions) = begin.map_or_else(Enrolment::abandon, Enrolment::begin);
+    let mut queue = VecDeque::from(actions);
+    let (done, mut finished) = mpsc::channel(4);
+    let mut life = Life {
+        means,
+        info,
+        target: None,
+        listeners: Vec::new(),
+        certificate: None,
+        member: None,
+        deleted: false,
+        done,
+    };
+    let (mut backoff, mut retry) = (FIRST_RETRY, None);
+    let mut failed = None;
+    while enrolment.state() != State::Gone || !queue.is_empty() {
+        life.show(&enrolment, failed.as_deref());
+        if retry.is_none_or(|at| at <= Instant::now())
+            && let Some(action) = queue.front().copied()
+        {
+            match life.perform(action).await {
+                Ok(event) => {
+                    queue.pop_front();
+                    (backoff, retry, failed) = (FIRST_RETRY, None, None);
+                    queue.extend(event.into_iter().flat_map(|event| enrolment.on(event)));
+                }
+                Err(reason) => {
+                    tracing::warn!(
+                        pod = life.info.name(),
+                        ?action,
+                        reason,
+                        "enrolment step failed; it is repeated"
+                    );
+                    failed = Some(format!("{action:?}: {reason}"));
+                    retry = Some(Instant::now() + backoff);
+                    backoff = (backoff * 2).min(LAST_RETRY);
+                }
+            }
+            continue;
+        }
+        let event = tokio::select! {
+            event = events.recv() => event,
+            event = finished.recv() => event,
+            event = certificate(life.certificate.as_mut()), if life.certificate.is_some() => Some(event),
+            () = sleep_until(retry) => continue,
+        };
+        // The supervisor keeps the sender while the pod exists: without it, the agent stops.
+        let Some(event) = event else { return };
+        life.deleted |= event == Event::Deleted;
+        let next = enrolment.on(event);
+        if matches!(event, Event::Deleted | Event::Ineligible | Event::Eligible) && !next.is_empty() {
+            // The way has changed: what was still to be done is not any more.
+            queue.clear();
+            retry = None;
+        }
+        queue.extend(next);
+    }
+    if !life.deleted {
+        life.means.registry.set(&life.info, None, Some("it has left the mesh".into()));
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The next change of a certificate.
+async fn certificate(receiver: Option<&mut watch::Receiver<CertState>>) -> Event {
+    let Some(receiver) = receiver else { return std::future::pending().await };
+    loop {
+        if receiver.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        match &*receiver.borrow_and_update() {
+            CertState::Ready(_) => return Event::CertificateReady,
+            CertState::Unavailable(_) => return Event::CertificateLost,
+            CertState::Pending => {}
+        }
+    }
+}
+
+impl Life {
+    fn show(&self, enrolment: &Enrolment, failed: Option<&str>) {
+        if self.deleted {
+            return;
+        }
+        let awaits = Some(enrolment.awaits()).filter(|what| *what != "nothing");
+        let reason = failed.map(str::to_owned).or_else(|| awaits.map(|what| format!("awaits {what}")));
+        self.means.registry.set(&self.info, Some(enrolment.state()), reason);
+        if let Some(target) = &self.target {
+            self.means.registry.found(&self.info.uid, target.cookie);
+        }
+    }
+
+    async fn perform(&mut self, action: Action) -> Result<Option<Event>, String> {
+        tracing::debug!(pod = self.info.name(), ?action, "enrolment");
+        match action {
+            Action::Block => {
+                let (target, redirector) = (self.target()?, self.means.redirector.clone());
+                blocking(move || redirector.block(&target)).await.map(|()| None)
+            }
+            Action::BindListeners => self.bind().await.map(Some),
+            Action::RequestCertificate => Ok(self.request_certificate()),
+            Action::Capture => self.capture().await.map(Some),
+            Action::Announce => self.announce(true).await.map(|()| None),
+            Action::Withdraw => self.announce(false).await.map(|()| Some(Event::Withdrawn)),
+            Action::Release => {
+                let (target, redirector) = (self.target()?, self.means.redirector.clone());
+                blocking(move || redirector.release(&target)).await.map(|()| Some(Event::CaptureOff))
+            }
+            Action::Drain => {
+                self.drain();
+                Ok(None)
+            }
+            Action::CloseFlows => {
+                self.close_flows().await;
+                Ok(None)
+            }
+            Action::CleanUp => self.clean_up().await.map(|()| None),
+            Action::RetryLater => Ok(None),
+        }
+    }
+
+    fn target(&mut self) -> Result<Arc<Target>, String> {
+        if let Some(target) = &self.target {
+            return Ok(target.clone());
+        }
+        let path = self.info.netns.as_deref().ok_or("it has no network namespace")?;
+        let target = Target::open(path, &self.info.addresses).map_err(|error| chain(&error))?;
+        Ok(self.target.insert(Arc::new(target)).clone())
+    }
+
+    async fn bind(&mut self) -> Result<Event, String> {
+        let target = self.target()?;
+        let failed = |error: std::io::Error| error.to_string();
+        routing::set_up(&target.netns, target.pod.v6.is_some()).await.map_err(failed)?;
+        let workers = self.means.workers.len();
+        self.listeners = listeners::bind(&target.netns, workers).map_err(failed)?;
+        Ok(Event::ListenersBound)
+    }
+
+    fn identity(&self) -> Identity {
+        let pod = &self.info.pod;
+        Identity::new(self.means.trust_domain.clone(), pod.namespace.clone(), pod.service_account.clone())
+    }
+
+    /// Follows the certificate; it may be there already, for another pod of the same account.
+    fn request_certificate(&mut self) -> Option<Event> {
+        let mut receiver = (self.means.certificates)(&self.identity());
+        let ready = matches!(&*receiver.borrow_and_update(), CertState::Ready(_));
+        self.certificate = Some(receiver);
+        ready.then_some(Event::CertificateReady)
+    }
+
+    async fn capture(&mut self) -> Result<Event, String> {
+        let target = self.target()?;
+        let certificate = self.certificate.clone().ok_or("it has no certificate")?;
+        let (redirector, to) = (self.means.redirector.clone(), target.clone());
+        let listeners = std::mem::take(&mut self.listeners);
+        let (listeners, result) = tokio::task::spawn_blocking(move || {
+            let result = listeners.first().map(|first| redirector.capture(&to, first));
+            (listeners, result)
+        })
+        .await
+        .map_err(|error| error.to_string())?;
+        if let Some(Err(error)) = result {
+            self.listeners = listeners;
+            return Err(chain(&error));
+        }
+        let member = Arc::new(Member {
+            info: self.info.clone(),
+            identity: self.identity(),
+            target,
+            certificate,
+            drain: self.means.stop.child(),
+        });
+        self.member = Some(member.clone());
+        for (worker, listeners) in self.means.workers.iter().zip(listeners) {
+            worker.serve(member.clone(), listeners).await;
+        }
+        Ok(Event::CaptureOn)
+    }
+
+    async fn announce(&self, enrolled: bool) -> Result<(), String> {
+        match self.means.source.announce(&self.info, enrolled).await {
+            // Without an object nothing is announced.
+            Err(AnnounceError::NoObject(_)) if !enrolled => Ok(()),
+            result => result.map_err(|error| chain(&error)),
+        }
+    }
+
+    fn drain(&mut self) {
+        self.listeners.clear();
+        let (member, done, deadline) = (self.member.take(), self.done.clone(), self.means.drain);
+        tokio::spawn(async move {
+            if let Some(member) = member {
+                tokio::time::sleep(SETTLE).await;
+                member.drain.finish(deadline).await;
+            }
+            // The pod may be gone already.
+            let _ = done.send(Event::Drained).await;
+        });
+    }
+
+    async fn close_flows(&mut self) {
+        let refusal = Refusal::new(Reason::PodGone, format!("pod {} was deleted", self.info.name()));
+        for worker in &self.means.workers {
+            worker.close(self.info.uid.clone(), refusal.clone()).await;
+        }
+        if let Some(member) = self.member.take() {
+            finish(&member.drain).await;
+        }
+    }
+
+    async fn clean_up(&mut self) -> Result<(), String> {
+        self.listeners.clear();
+        self.certificate = None;
+        let Ok(target) = self.target() else { return Ok(()) };
+        let (redirector, from) = (self.means.redirector.clone(), target.clone());
+        blocking(move || redirector.release(&from)).await?;
+        // The network of a deleted pod goes with it.
+        match routing::remove(&target.netns, target.pod.v6.is_some()).await {
+            Err(error) if !self.deleted => Err(error.to_string()),
+            _ => Ok(()),
+        }
+    }
+}
+
+async fn finish(drain: &Drain) {
+    if !drain.finish(CLOSE).await {
+        tracing::debug!("flows of a deleted pod were dropped");
+    }
+}
+
+async fn blocking<E>(work: impl FnOnce() -> Result<(), E> + Send + 'static) -> Result<(), String>
+where
+    E: std::error::Error + Send + 'static,
+{
+    let result = tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())?;
+    result.map_err(|error| chain(&error))
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        text = format!("{text}: {inner}");
+        source = inner.source();
+    }
+    text
+}
