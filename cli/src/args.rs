@@ -89,8 +89,13 @@ pub struct Status {
 #[derive(Debug, Clone, Group)]
 pub struct Mesh {
     /// Admin endpoints of agents, `http://HOST:PORT` or `unix:PATH`; repeat it or use commas.
-    #[arg(long, value_name = "ENDPOINT", env = "CULVERT_AGENT", hide_env_values = true,
-          value_delimiter = ',')]
+    #[arg(
+        long,
+        value_name = "ENDPOINT",
+        env = "CULVERT_AGENT",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
     pub agent: Vec<Endpoint>,
     /// Admin endpoint of the control plane, `http://HOST:PORT` or `unix:PATH`.
     #[arg(long, value_name = "ENDPOINT", env = "CULVERT_CONTROL", hide_env_values = true)]

@@ -27,7 +27,12 @@ impl Table {
     pub fn lines(&self) -> Vec<String> {
         let columns = self.rows.iter().map(Vec::len).max().unwrap_or_default();
         let width = |at: usize| {
-            self.rows.iter().filter_map(|row| row.get(at)).map(|c| c.chars().count()).max().unwrap_or_default()
+            self.rows
+                .iter()
+                .filter_map(|row| row.get(at))
+                .map(|c| c.chars().count())
+                .max()
+                .unwrap_or_default()
         };
         let widths: Vec<usize> = (0..columns).map(width).collect();
         self.rows.iter().map(|row| line(row, &widths)).collect()

@@ -9,8 +9,8 @@ use std::{
 
 use control::{
     compile::{Compiled, GATEWAY_NAME},
-    finding::Sink,
-    object::{Body, Key, Labels, Object, parse},
+    finding::{Severity, Sink},
+    object::{Body, Key, Labels, Place, parse},
     source::{Store, Stored},
 };
 use mesh_core::{
@@ -99,7 +99,10 @@ impl Addresses {
         let of = |stored: &Stored| match &stored.object.body {
             Body::Pod(pod) => pod.ips.clone(),
             Body::Service(service) => service.ips.clone(),
-            Body::Entry(entry) => entry.ip.into_iter().collect(),
+            Body::Entry(entry) => match entry.place {
+                Place::Ip(ip) => vec![ip],
+                _ => Vec::new(),
+            },
             _ => Vec::new(),
         };
         Self { taken: store.objects.values().flat_map(of).collect(), next: Self::FIRST }
@@ -139,7 +142,9 @@ fn deployments(store: &mut Store) -> Vec<String> {
     }
     match added.is_empty() {
         true => Vec::new(),
-        false => vec![format!("Deployment without a pod in the folder, taken as one pod: {}", added.join(", "))],
+        false => {
+            vec![format!("Deployment without a pod in the folder, taken as one pod: {}", added.join(", "))]
+        }
     }
 }
 
@@ -157,7 +162,8 @@ fn template(key: &Key, stored: &Stored) -> Option<Value> {
 }
 
 fn has_pods(store: &Store, deployment: &Key, template: &Value) -> bool {
-    let wanted: Vec<(&String, &Value)> = template["metadata"]["labels"].as_object().into_iter().flatten().collect();
+    let wanted: Vec<(&String, &Value)> =
+        template["metadata"]["labels"].as_object().into_iter().flatten().collect();
     store.objects.iter().any(|(key, stored)| {
         let labels = &stored.object.meta.labels;
         &*key.kind == "Pod"
@@ -178,8 +184,10 @@ pub(super) fn waypoints(store: &mut Store, compiled: &Compiled) -> Vec<String> {
     let mut said = Vec::new();
     for (namespace, why) in missing {
         let ip = addresses.next().map(|ip| ip.to_string());
-        if waypoint(namespace, ip.as_deref()).iter().all(|document| insert(store, document)) {
-            said.push(format!("waypoint {namespace}/waypoint taken as running, because {why}"));
+        let [service, pod] = waypoint(namespace, ip.as_deref());
+        insert(store, &service);
+        if insert(store, &pod) {
+            said.push(format!("waypoint {namespace}/waypoint taken as running at a made-up address, because {why}"));
         }
     }
     said
@@ -199,9 +207,12 @@ fn waypoint(namespace: &str, ip: Option<&str>) -> [Value; 2] {
 
 /// Adds what a document says, as if the folder had it; what is there already stays.
 fn insert(store: &mut Store, document: &Value) -> bool {
-    let (key, object) = parse(document, &Sink::default());
-    let Some(object): Option<Object> = object else { return false };
+    let sink = Sink::default();
+    let (key, object) = parse(document, &sink);
+    let refused = sink.into_problems().iter().any(|p| p.severity == Severity::Error);
+    let Some(object) = object.filter(|_| !refused && !store.objects.contains_key(&key)) else { return false };
     let text = document.to_string();
-    store.objects.entry(key).or_insert(Stored { file: "(assumed)".into(), line: 1, text, object });
+    let (file, prefix) = ("(assumed)".into(), String::new());
+    store.objects.insert(key, Stored { file, line: 1, text, prefix, object, stand_in: false });
     true
 }
