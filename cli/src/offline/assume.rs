@@ -187,7 +187,9 @@ pub(super) fn waypoints(store: &mut Store, compiled: &Compiled) -> Vec<String> {
         let [service, pod] = waypoint(namespace, ip.as_deref());
         insert(store, &service);
         if insert(store, &pod) {
-            said.push(format!("waypoint {namespace}/waypoint taken as running at a made-up address, because {why}"));
+            said.push(format!(
+                "waypoint {namespace}/waypoint taken as running at a made-up address, because {why}"
+            ));
         }
     }
     said
