@@ -83,7 +83,7 @@ fn one(out: &mut String, finding: &Finding, style: Style) {
         (true, true) => "document".to_owned(),
         (true, false) => finding.field.clone(),
         (false, true) => finding.object.clone(),
-        (false, false) => format!("{}: {}", finding.object, finding.field),
+        (false, false) => format!("{}: {}", finding.object.trim(), finding.field),
     };
     let code = style.faint(&format!("[{}]", finding.code));
     let _ = writeln!(out, "  {severity} {place}  {}", style.bold(&subject));

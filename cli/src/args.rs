@@ -69,8 +69,7 @@ pub struct Explain {
     #[arg(value_name = "DST:PORT")]
     pub destination: String,
     /// Explain from a folder of YAML instead of a running mesh.
-    #[arg(short = 'f', long = "folder", value_name = "FOLDER",
-          conflicts_with_all = ["agent", "control", "world"])]
+    #[arg(short = 'f', long = "folder", value_name = "FOLDER", conflicts_with = "world")]
     pub folder: Option<PathBuf>,
     /// Where to ask.
     #[command(flatten)]

@@ -201,3 +201,17 @@ fn what_is_no_endpoint_of_ours_is_said_and_not_shown() {
     let (status, _, error) = culvert(run.path(), &QUESTION);
     assert!(status == 2 && error.contains("something else than expected"), "{error}");
 }
+
+#[test]
+fn the_command_line_page_shows_real_answers_of_a_running_mesh() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join("docs/cli.md");
+    let page = fs::read_to_string(page).unwrap();
+    let run = world(control(Some("AuthorizationPolicy default/no-client denies")), "active");
+    for args in [&QUESTION[..], &["status"]] {
+        let (_, text, _) = culvert(run.path(), args);
+        let text = text.replace(run.path().to_str().unwrap(), "/run/culvert");
+        let text: Vec<_> = text.lines().map(str::trim_end).collect();
+        let block = format!("```\n$ culvert {}\n{}\n```", args.join(" "), text.join("\n"));
+        assert!(page.contains(&block), "docs/cli.md lacks this, or has an older one:\n{block}");
+    }
+}

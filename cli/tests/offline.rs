@@ -115,6 +115,14 @@ fn deployments_without_pods_are_explained_as_one_pod_and_it_is_said() {
 }
 
 #[test]
+fn a_folder_is_explained_also_when_the_environment_names_a_running_mesh() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_culvert"));
+    let args = ["explain", "-f", "examples/nginx-canary", "nginx-a", "nginx-service:8000"];
+    command.args(args).current_dir(root()).env("CULVERT_AGENT", "unix:/nonexistent/agent.sock");
+    assert!(command.output().unwrap().status.success());
+}
+
+#[test]
 fn an_unknown_name_is_answered_with_the_known_ones() {
     let folder = cluster("");
     let path = folder.path().to_str().unwrap();

@@ -63,6 +63,6 @@ fn loudly(out: &mut String, d: &Disagreement, style: Style) {
     let _ = writeln!(out, "\n{}", style.bad(warning));
     let _ = writeln!(out, "  agent          snapshot {:>6}  {}", d.agent_snapshot, d.agent);
     let _ = writeln!(out, "  control plane  snapshot {:>6}  {}", d.control_snapshot, d.control);
-    out.push_str("  The agent has not got the newest configuration, and its verdict is in force.\n");
+    out.push_str("  The agent has not got the newest configuration, and its verdict is in force\n  (snapshots are counted by each program for itself).\n");
     out.push_str("  next: culvert status shows whether it is connected and what it refused\n");
 }
