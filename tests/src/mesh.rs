@@ -16,7 +16,7 @@ use crate::{
     manifest,
     peer::Peer,
     runner, wait,
-    world::{Spec, World},
+    world::{Pod, Spec, World},
 };
 
 /// How long the mesh may take to do what it was told.
@@ -38,6 +38,13 @@ pub struct Mesh {
 pub struct Mark {
     program: String,
     offset: usize,
+}
+
+impl Mark {
+    /// Where the log ended, bytes.
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
 }
 
 /// The folder of the built programs: two above that of a test's.
@@ -97,6 +104,29 @@ impl Mesh {
         let container = json!({"name": name, "image": "test"});
         self.world.write(&World::pod_file(&pod), &manifest::pod(&pod, None, &container, true))?;
         Ok(peer)
+    }
+
+    /// Makes a running pod without a program in it.
+    pub fn idle(&mut self, namespace: &str, name: &str, node: u8) -> Result<Pod> {
+        let pod = self.world.add_pod(namespace, name, node, name)?;
+        let container = json!({"name": name, "image": "idle"});
+        self.world.write(&World::pod_file(&pod), &manifest::pod(&pod, None, &container, true))?;
+        Ok(pod)
+    }
+
+    /// Pods of a node by what the agent says of their enrolment.
+    pub fn standing(&self, node: u8, state: &str) -> usize {
+        let config = self.world.agent_get(node, "/debug/config").unwrap_or_default();
+        let config: Value = serde_json::from_str(&config).unwrap_or_default();
+        list(&config, "pods").iter().filter(|pod| pod["state"] == state).count()
+    }
+
+    /// Addresses of the pods in a node's kernel table.
+    pub fn captured(&self, node: u8) -> Vec<String> {
+        let config = self.world.agent_get(node, "/debug/config").unwrap_or_default();
+        let config: Value = serde_json::from_str(&config).unwrap_or_default();
+        let pods = list(&config["kernel"], "pods").iter();
+        pods.filter_map(|pod| pod["v4"].as_str().map(String::from)).collect()
     }
 
     /// Waits until pods are enrolled and every agent knows it.
