@@ -106,6 +106,21 @@ impl Mesh {
         Ok(peer)
     }
 
+    /// Something beside the pods that the control plane knows nothing of: outside the mesh.
+    pub fn outsider(&mut self, name: &str, node: u8) -> Result<Peer> {
+        let pod = self.world.add_pod("outside", name, node, name)?;
+        Peer::start(pod, &self.world.programs, &self.world.log_file(name))
+    }
+
+    /// Memory of a node's agent that is in RAM, bytes.
+    pub fn agent_memory(&self, node: u8) -> u64 {
+        let pid = self.world.agent_pid(node).unwrap_or_default();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kib.unwrap_or_default() * 1024
+    }
+
     /// Makes a running pod without a program in it.
     pub fn idle(&mut self, namespace: &str, name: &str, node: u8) -> Result<Pod> {
         let pod = self.world.add_pod(namespace, name, node, name)?;
