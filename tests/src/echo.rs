@@ -52,7 +52,8 @@ fn converse(stream: TcpStream, client: SocketAddr, name: &str) -> io::Result<()>
     let mut out = stream.try_clone()?;
     for line in BufReader::new(stream).lines() {
         line?;
-        writeln!(out, "{name} {}", client.ip().to_canonical())?;
+        // In one piece, so that it is in one packet.
+        out.write_all(format!("{name} {}\n", client.ip().to_canonical()).as_bytes())?;
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use crate::{
     manifest,
     peer::Peer,
     runner, wait,
-    world::{Spec, World},
+    world::{Pod, Spec, World},
 };
 
 /// How long the mesh may take to do what it was told.
@@ -38,6 +38,13 @@ pub struct Mesh {
 pub struct Mark {
     program: String,
     offset: usize,
+}
+
+impl Mark {
+    /// Where the log ended, bytes.
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
 }
 
 /// The folder of the built programs: two above that of a test's.
@@ -97,6 +104,44 @@ impl Mesh {
         let container = json!({"name": name, "image": "test"});
         self.world.write(&World::pod_file(&pod), &manifest::pod(&pod, None, &container, true))?;
         Ok(peer)
+    }
+
+    /// Something beside the pods that the control plane knows nothing of: outside the mesh.
+    pub fn outsider(&mut self, name: &str, node: u8) -> Result<Peer> {
+        let pod = self.world.add_pod("outside", name, node, name)?;
+        Peer::start(pod, &self.world.programs, &self.world.log_file(name))
+    }
+
+    /// Memory of a node's agent that is in RAM, bytes.
+    pub fn agent_memory(&self, node: u8) -> u64 {
+        let pid = self.world.agent_pid(node).unwrap_or_default();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        kib.unwrap_or_default() * 1024
+    }
+
+    /// Makes a running pod without a program in it.
+    pub fn idle(&mut self, namespace: &str, name: &str, node: u8) -> Result<Pod> {
+        let pod = self.world.add_pod(namespace, name, node, name)?;
+        let container = json!({"name": name, "image": "idle"});
+        self.world.write(&World::pod_file(&pod), &manifest::pod(&pod, None, &container, true))?;
+        Ok(pod)
+    }
+
+    /// Pods of a node by what the agent says of their enrolment.
+    pub fn standing(&self, node: u8, state: &str) -> usize {
+        let config = self.world.agent_get(node, "/debug/config").unwrap_or_default();
+        let config: Value = serde_json::from_str(&config).unwrap_or_default();
+        list(&config, "pods").iter().filter(|pod| pod["state"] == state).count()
+    }
+
+    /// Addresses of the pods in a node's kernel table.
+    pub fn captured(&self, node: u8) -> Vec<String> {
+        let config = self.world.agent_get(node, "/debug/config").unwrap_or_default();
+        let config: Value = serde_json::from_str(&config).unwrap_or_default();
+        let pods = list(&config["kernel"], "pods").iter();
+        pods.filter_map(|pod| pod["v4"].as_str().map(String::from)).collect()
     }
 
     /// Waits until pods are enrolled and every agent knows it.

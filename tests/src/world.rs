@@ -98,6 +98,10 @@ pub struct World {
     pub pods: BTreeMap<String, Pod>,
     /// Programs of pods, by `namespace/name`.
     pub running: BTreeMap<String, Process>,
+    /// More words for the agents' command lines.
+    pub agent_words: Vec<String>,
+    /// What agents log, as a filter of theirs.
+    pub agent_filter: String,
     control: Option<Process>,
     agents: BTreeMap<u8, Process>,
     owned: bool,
@@ -149,6 +153,8 @@ impl World {
             programs,
             pods: BTreeMap::new(),
             running: BTreeMap::new(),
+            agent_words: Vec::new(),
+            agent_filter: "info".to_string(),
             control: None,
             agents: BTreeMap::new(),
             owned,
@@ -321,6 +327,14 @@ impl World {
 
     /// Starts a node's agent and waits until it is ready.
     pub fn start_agent(&mut self, index: u8) -> Result<()> {
+        self.spawn_agent(index)?;
+        self.ready(&format!("agent-{}", node_name(index)), Duration::from_secs(30), || {
+            self.agent_get(index, "/readyz").ok().map(drop)
+        })
+    }
+
+    /// Starts a node's agent and waits for nothing.
+    pub fn spawn_agent(&mut self, index: u8) -> Result<()> {
         let name = node_name(index);
         let bpffs = self.root.join(format!("bpf-{name}"));
         if !bpffs.exists() {
@@ -337,11 +351,15 @@ impl World {
         command.args(["--admin", &format!("0.0.0.0:{AGENT_ADMIN}")]);
         command.arg("--admin-socket").arg(janitor::sockets(&self.id).join(format!("agent-{name}.sock")));
         command.args(["--instance-ip", &net::node_address(index).to_string()]);
+        command.args(&self.agent_words).env("RUST_LOG", &self.agent_filter);
         let process = Process::spawn(&mut command, &self.log_file(&format!("agent-{name}")))?;
         self.agents.insert(index, process);
-        self.ready(&format!("agent-{name}"), Duration::from_secs(30), || {
-            self.agent_get(index, "/readyz").ok().map(drop)
-        })
+        Ok(())
+    }
+
+    /// Process id of a node's agent.
+    pub fn agent_pid(&self, index: u8) -> Option<u32> {
+        self.agents.get(&index).map(Process::pid)
     }
 
     /// SIGKILL to a node's agent.
