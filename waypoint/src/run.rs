@@ -23,10 +23,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
+    limits::LimitBook,
     telemetry::Families,
     tunnel::{client::Tunnels, server},
     worker::Worker,
-    world::LimitBook,
 };
 
 /// Validity to ask the CA for, seconds.

@@ -17,13 +17,7 @@ use mesh_core::{
 use mesh_net::telemetry::tcp::{Ends, Handle};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
 
-use crate::{
-    flow::Flow,
-    io::Prefixed,
-    upstream::To,
-    worker::Worker,
-    world::{EndpointSet, World},
-};
+use crate::{endpoints::EndpointSet, flow::Flow, io::Prefixed, upstream::To, worker::Worker, world::World};
 
 /// Bytes of each direction that a flow may hold.
 const BUFFER: usize = 64 * 1024;
