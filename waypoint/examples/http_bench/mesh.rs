@@ -59,6 +59,10 @@ pub fn run(arguments: &[String]) {
     let work = async {
         match arguments[0].as_str() {
             "plain" => plain(&ports).await,
+            "logged" => {
+                tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+                plain(&ports).await;
+            }
             "hbone" => waypoint_over_hbone(&ports, Path::new(&folder)).await,
             _ => agents(&ports, Path::new(&folder)).await,
         }
