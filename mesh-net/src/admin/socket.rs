@@ -3,7 +3,7 @@
 use std::{
     fs::{self, Permissions},
     io,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
     path::Path,
 };
 
@@ -14,10 +14,13 @@ use tokio::net::UnixListener;
 /// made when it is missing.
 ///
 /// # Errors
-/// The folder cannot be made or written, or the path is too long for a socket (about 100 bytes).
+/// Something else is there; the folder cannot be made or written, or the path is too long for a socket (about 100 bytes).
 pub fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
+    }
+    if fs::symlink_metadata(path).is_ok_and(|found| !found.file_type().is_socket()) {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "something that is not a socket is there"));
     }
     let temporary = path.with_extension("new");
     match fs::remove_file(&temporary) {
