@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use crate::{
     bpf::{Bpf, BpfError, MapFill, ProgramStats},
     registry::Registry,
-    worker,
+    serve,
 };
 
 /// Connections that `/debug/connections` shows of each worker.
@@ -35,7 +35,7 @@ pub struct View {
     /// Pods of the node.
     pub registry: Registry,
     /// Data threads.
-    pub workers: Vec<worker::Handle>,
+    pub workers: Vec<serve::Handle>,
     /// The kernel side.
     pub bpf: Arc<Bpf>,
     /// The control plane's stream.

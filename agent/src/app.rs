@@ -23,13 +23,12 @@ use crate::{
     bpf::{Bpf, BpfConfig, StatsSwitch},
     cgroup,
     config::Config,
-    kernel_events, mesh_sync, netns,
+    flow, kernel_events, mesh_sync, netns,
     pods::folder::{Folder, NodeFacts},
-    record,
     redirect::Ebpf,
     registry::Registry,
+    serve::{self, Shared},
     supervisor::{self, Means},
-    worker::{self, Shared},
 };
 
 /// Runs the agent until it is told to stop and has drained.
@@ -47,7 +46,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let folder = config.folder.clone().context("--folder is needed")?;
     let metrics = Metrics::new();
-    let families = record::Families::register(&metrics)?;
+    let families = flow::Families::register(&metrics)?;
     let (ready, stop, cancel) = (Ready::new(), Drain::new(), CancellationToken::new());
 
     let endpoint = endpoint(&config)?;
@@ -81,7 +80,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         max_flows: config.max_connections,
         stop: stop.clone(),
     };
-    let workers = worker::start(config.worker_count(), &shared)?;
+    let workers = serve::start(config.worker_count(), &shared)?;
     let registry = Registry::default();
     let drain = Duration::from_secs(config.drain_seconds);
     let means = Means {

@@ -1,6 +1,8 @@
 //! One connection through the agent: what is known of it, how it is told to end, and its outcome,
 //! recorded exactly once (invariant I-4).
 
+mod record;
+
 use std::{
     cell::{Cell, OnceCell, RefCell},
     collections::HashMap,
@@ -24,7 +26,9 @@ use mesh_net::{relay::Counters, task::Drain, telemetry::tcp};
 use serde_json::{Value, json};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::{member::Member, record::Recorder};
+use crate::member::Member;
+
+pub use record::{Families, Recorder};
 
 /// Who opened it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 
 pub mod client;
 mod keepalive;
+mod linger;
 pub mod pool;
 pub mod server;
 mod stream;

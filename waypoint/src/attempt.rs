@@ -5,7 +5,6 @@ use std::{rc::Rc, sync::Arc, time::Duration};
 use http::{HeaderValue, Request, Response, Uri, Version, header::HOST, request::Parts, uri::PathAndQuery};
 use hyper::body::Incoming;
 use mesh_core::{
-    balance::Endpoint,
     entropy::SplitMix64,
     http::{Failure, ResponseFlag, Retry, RetryStep},
     model::{
@@ -18,13 +17,15 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{
     body::{Answer, Kept, Outgoing, grpc_status},
+    endpoints::EndpointSet,
     flow::Flow,
     headers::{apply, authority, forwarded, forwarded_for, strip_hop, wants_upgrade},
+    limits::Counted,
     respond,
     telemetry::Record,
-    upstream::{SendError, SwitchSlot},
+    upstream::{SendError, SwitchSlot, To},
     worker::Worker,
-    world::{Counted, EndpointSet, World},
+    world::World,
 };
 
 /// What the route decided.
@@ -72,7 +73,7 @@ pub async fn forward(
         Err(refusal) => return respond::refusal(refusal, false, record),
     };
     let Some(permit) = set.limits.take(Counted::Requests, set.policy.max_requests) else {
-        let detail = format!("http2MaxRequests of {}", plan.destination.service);
+        let detail = format!("DestinationRule of {}: http2MaxRequests", plan.destination.service.hostname);
         return respond::refusal(Refusal::new(Reason::LimitReached, detail), false, record);
     };
     let head = match Head::build(world, flow, &plan, parts, &mut entropy) {
@@ -91,20 +92,18 @@ pub async fn forward(
     let mut retry_permit = None;
     loop {
         record.attempts = retry.attempt();
-        let Some((index, endpoint)) = set.pick(last, &mut entropy, &*worker.load) else {
+        let Some(index) = set.pick(last, &mut entropy) else {
             let refusal = Refusal::new(Reason::NoHealthyEndpoint, plan.destination.service.to_string());
             return respond::refusal(refusal, false, record);
         };
         last = Some(index);
-        record.destination = Some(endpoint.workload.clone());
-        let load = worker.load.enter(&endpoint.workload.uid);
+        record.destination = Some(set.endpoints[index].workload.clone());
+        let load = set.targets[index].enter();
         let per_try = plan.route.retries.per_try_timeout;
         let tried = attempt(
             worker,
-            flow,
             slot,
-            &set,
-            endpoint,
+            To { set: &set, index, client: &flow.peer },
             &head,
             &mut kept,
             &record,
@@ -120,10 +119,13 @@ pub async fn forward(
             },
             Tried::Failed(failure, refusal) => (failure, Some(refusal), None),
         };
-        let timed_out = refusal.as_ref().is_some_and(|r| r.reason == Reason::RouteTimeout)
-            && failure != Failure::TryTimeout;
+        // Neither the route's own end nor a limit is the upstream's failure.
+        let settled = refusal.as_ref().is_some_and(|r| match r.reason {
+            Reason::RouteTimeout => failure != Failure::TryTimeout,
+            reason => reason == Reason::LimitReached,
+        });
         let until = deadline.map(Instant::into_std);
-        let step = match timed_out {
+        let step = match settled {
             true => RetryStep::GiveUp { exhausted: false },
             false => {
                 retry.after(failure, kept.is_replayable(), std::time::Instant::now(), until, &mut entropy)
@@ -175,10 +177,8 @@ struct Limit {
 #[allow(clippy::too_many_arguments, reason = "one try needs what the loop holds")]
 async fn attempt(
     worker: &Worker,
-    flow: &Flow,
     slot: &SwitchSlot,
-    set: &EndpointSet,
-    endpoint: &Endpoint,
+    to: To<'_>,
     head: &Head,
     kept: &mut Kept,
     record: &Record,
@@ -190,14 +190,14 @@ async fn attempt(
         let upstreams = &worker.upstreams;
         match (head.upgrade, head.http2) {
             (true, _) => {
-                let (response, switched) = upstreams.switch(set, endpoint, &flow.peer, request).await?;
+                let (response, switched) = upstreams.switch(to, request).await?;
                 if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
                     slot.set(Some(switched));
                 }
                 Ok(response)
             }
-            (false, true) => upstreams.send2(set, endpoint, &flow.peer, request).await,
-            (false, false) => upstreams.send1(set, endpoint, &flow.peer, request).await,
+            (false, true) => upstreams.send2(to, request).await,
+            (false, false) => upstreams.send1(to, request).await,
         }
     };
     let try_end = limit.per_try.map(|t| Instant::now() + t);
@@ -210,7 +210,8 @@ async fn attempt(
         Some(end) => match timeout_at(end, send).await {
             Ok(result) => result,
             Err(_) => {
-                let refusal = Refusal::new(Reason::RouteTimeout, endpoint.workload.uid.to_string());
+                let refusal =
+                    Refusal::new(Reason::RouteTimeout, to.set.endpoints[to.index].workload.uid.to_string());
                 let whole = limit.deadline == Some(end);
                 return Tried::Failed(
                     if whole { Failure::Reset { sent: true } } else { Failure::TryTimeout },

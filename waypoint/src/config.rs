@@ -53,6 +53,13 @@ pub struct Config {
     /// Metrics, readiness and health.
     #[arg(long, env = "CULVERT_ADMIN", default_value = "0.0.0.0:15020")]
     pub admin: SocketAddr,
+    /// Unix socket that serves the admin endpoints too; made at start, removed at exit.
+    #[arg(long, env = "CULVERT_ADMIN_SOCKET")]
+    pub admin_socket: Option<PathBuf>,
+    /// Folder for the last good configuration, which a start without control plane uses; kept nowhere
+    /// when not given.
+    #[arg(long, env = "CULVERT_STATE_DIR")]
+    pub state_dir: Option<PathBuf>,
     /// Worker threads.
     #[arg(long, env = "CULVERT_WORKERS", default_value_t = 1)]
     pub workers: usize,
@@ -62,6 +69,11 @@ pub struct Config {
 }
 
 impl Config {
+    /// File of the last good configuration.
+    pub fn cache(&self) -> Option<PathBuf> {
+        self.state_dir.as_ref().map(|folder| folder.join("snapshot"))
+    }
+
     /// What the waypoint knows of itself before the control plane tells more.
     pub fn me(&self) -> Me {
         let pod = self.pod_name.as_deref().unwrap_or(&self.name);

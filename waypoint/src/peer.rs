@@ -48,6 +48,16 @@ impl Peer {
         }
     }
 
+    /// Whether the control plane still says the same about it.
+    pub fn is_same(&self, other: &Self) -> bool {
+        fn same<T>(a: &Option<Arc<T>>, b: &Option<Arc<T>>) -> bool {
+            a.as_ref().map(Arc::as_ptr) == b.as_ref().map(Arc::as_ptr)
+        }
+        self.identity == other.identity
+            && same(&self.workload, &other.workload)
+            && same(&self.labels, &other.labels)
+    }
+
     /// The client as decisions see it.
     pub fn facts(&self) -> Client<'_> {
         Client {

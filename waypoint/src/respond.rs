@@ -14,7 +14,7 @@ use crate::{body::Answer, telemetry::Record};
 /// object that decided only in the access log. gRPC clients get a gRPC status in an HTTP 200.
 pub fn refusal(refusal: Refusal, exhausted: bool, mut record: Record) -> Response<Answer> {
     let (status, text, grpc) = describe(refusal.reason);
-    record.flag = if exhausted { ResponseFlag::RetryLimitExceeded } else { ResponseFlag::of(refusal.reason) };
+    record.flag = if exhausted { ResponseFlag::RetryLimitExceeded } else { flag(refusal.reason) };
     let reason = HeaderValue::from_static(refusal.reason.as_str());
     record.reason = Some((refusal.reason, refusal.detail));
     let mut response = match record.is_grpc {
@@ -23,6 +23,16 @@ pub fn refusal(refusal: Refusal, exhausted: bool, mut record: Record) -> Respons
     };
     response.headers_mut().insert("x-culvert-reason", reason);
     response
+}
+
+/// As [`ResponseFlag::of`]; no tunnel for want of a proven identity is a failed connection too.
+fn flag(reason: Reason) -> ResponseFlag {
+    match reason {
+        Reason::PeerIdentityRejected | Reason::CertificateUnavailable => {
+            ResponseFlag::UpstreamConnectionFailure
+        }
+        other => ResponseFlag::of(other),
+    }
 }
 
 fn describe(reason: Reason) -> (StatusCode, &'static str, u16) {

@@ -8,9 +8,11 @@ use std::{
 use anyhow::Context;
 use mesh_core::snapshot::Snapshot;
 use mesh_net::{
+    admin::{Admin, Answer, bind_unix, serve_tcp, serve_unix},
     ca::{CertState, CertificateManager, IstioCa, ManagerConfig},
-    store::{SnapshotStore, Versions},
+    store::{Cache, SnapshotStore, Versions},
     task::Ready,
+    telemetry,
     wire::{ADDRESS_TYPE, L7_POLICY_TYPE, LABELS_TYPE, ROUTES_TYPE},
     xds::{self, ControlEndpoint, Session, XdsConfig, XdsStatus},
 };
@@ -20,12 +22,11 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admin::{self, Admin},
     config::Config,
+    limits::LimitBook,
     telemetry::Families,
     tunnel::{client::Tunnels, server},
     worker::Worker,
-    world::LimitBook,
 };
 
 /// Validity to ask the CA for, seconds.
@@ -58,14 +59,22 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         token: config.token_file.clone(),
         cluster: config.cluster.clone(),
     };
-    let store = Arc::new(SnapshotStore::new(Snapshot::new()));
+    if let Some(folder) = &config.state_dir {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("--state-dir {} cannot be made", folder.display()))?;
+    }
+    let cache = config.cache().map(Cache::new);
+    let (store, versions) = last_good(cache.as_ref());
+    // A world from disk is enough to be ready.
+    let awaited = if store.current().is_complete() { Ready::new() } else { ready.clone() };
+    let kept = cache.map(|cache| tokio::spawn(cache.keep(store.clone(), stop.clone())));
     let snapshots = store.subscribe();
-    let synced = ready.awaits("configuration");
+    let synced = awaited.awaits("configuration");
     let (status, _) = watch::channel(XdsStatus::default());
-    let session = Session::resume(Versions::default());
+    let session = Session::resume(versions);
     tokio::spawn(xds::run(
         xds_config(&config, endpoint.clone()),
-        store,
+        store.clone(),
         session,
         status,
         synced,
@@ -82,10 +91,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         drop(awaited);
     });
 
-    let admin = Admin { registry: registry.clone(), ready, drain: drain.clone() };
-    let listener =
-        TcpListener::bind(config.admin).await.with_context(|| format!("admin port {}", config.admin))?;
-    tokio::spawn(admin::listen(admin, listener));
+    telemetry::build(&registry, "culvert-waypoint", env!("CARGO_PKG_VERSION"))?;
+    let admin = Admin::new(registry.clone(), ready, drain.clone())
+        .with_handler(move |path, _| show(store.clone(), path));
+    serve_admin(&config, admin, &stop).await?;
 
     let families = Families::register(&registry)?;
     let shared = Shared {
@@ -106,7 +115,36 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     drain.cancel();
     tokio::task::spawn_blocking(move || workers.into_iter().for_each(|w| drop(w.join()))).await?;
     stop.cancel();
+    // It writes what it holds before it ends.
+    if let Some(kept) = kept {
+        kept.await?;
+    }
     Ok(())
+}
+
+/// The last good configuration, so that a restart does not depend on the control plane (I-7).
+fn last_good(cache: Option<&Cache>) -> (Arc<SnapshotStore>, Versions) {
+    let Some((snapshot, versions)) = cache.and_then(Cache::load) else {
+        return (Arc::default(), Versions::default());
+    };
+    tracing::info!(workloads = snapshot.workload_count(), "starting from the last good configuration");
+    (Arc::new(SnapshotStore::from_disk(snapshot)), versions)
+}
+
+/// Serves until cancelled.
+async fn serve_admin(config: &Config, admin: Admin, cancel: &CancellationToken) -> anyhow::Result<()> {
+    let listener =
+        TcpListener::bind(config.admin).await.with_context(|| format!("admin port {}", config.admin))?;
+    tokio::spawn(serve_tcp(admin.clone(), listener, cancel.clone()));
+    if let Some(path) = &config.admin_socket {
+        let socket = bind_unix(path).with_context(|| format!("admin socket {}", path.display()))?;
+        tokio::spawn(serve_unix(admin, socket, cancel.clone()));
+    }
+    Ok(())
+}
+
+async fn show(store: Arc<SnapshotStore>, path: String) -> Option<Answer> {
+    (path == "/debug/config").then(|| Answer::json(&store.current().dump()))
 }
 
 fn xds_config(config: &Config, endpoint: ControlEndpoint) -> XdsConfig {
@@ -123,7 +161,8 @@ fn xds_config(config: &Config, endpoint: ControlEndpoint) -> XdsConfig {
         endpoint,
         node_id: format!("waypoint~{}~{pod}.{namespace}~{namespace}.svc.cluster.local", config.pod_ip),
         metadata: BTreeMap::from(metadata.map(|(key, value)| (key.to_owned(), value.to_owned()))),
-        types: vec![ADDRESS_TYPE, LABELS_TYPE, ROUTES_TYPE, L7_POLICY_TYPE],
+        // Policies first: a service must not be served before what protects it is known.
+        types: vec![L7_POLICY_TYPE, ADDRESS_TYPE, LABELS_TYPE, ROUTES_TYPE],
     }
 }
 
@@ -146,7 +185,7 @@ fn spawn(index: usize, shared: Shared) -> anyhow::Result<JoinHandle<()>> {
 async fn worker(shared: Shared, listener: TcpListener) {
     let me = shared.config.me();
     let deadline = Duration::from_secs(shared.config.drain_seconds);
-    let dial = Rc::new(Tunnels::new(shared.certificate.clone(), me.workload.clone()));
+    let dial = Rc::new(Tunnels::new(shared.certificate.clone(), &me.workload));
     let families = shared.families.clone();
     let worker =
         Worker::new(me, shared.snapshots, dial, shared.families, shared.limits, shared.drain.clone());

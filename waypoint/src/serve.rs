@@ -1,6 +1,6 @@
 //! Serving one tunnelled connection: protocol, then HTTP engine or TCP relay.
 
-use std::{convert::Infallible, rc::Rc};
+use std::{convert::Infallible, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use hyper::{
@@ -8,11 +8,7 @@ use hyper::{
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
-use mesh_core::{
-    http::{NoHeaders, RequestFacts, authorise, choose, tcp_route},
-    model::{AppProtocol, l7::WeightedDestination},
-    outcome::{Reason, Refusal},
-};
+use mesh_core::model::AppProtocol;
 use tokio::io::{AsyncWriteExt, copy_bidirectional_with_sizes};
 
 use crate::{
@@ -20,11 +16,15 @@ use crate::{
     flow::Flow,
     io::{BoxIo, LocalExecutor, Prefixed},
     sniff::{Protocol, sniff},
+    tcp,
     upstream::SwitchSlot,
     worker::Worker,
 };
 
 const RELAY_BUFFER: usize = 64 * 1024;
+
+/// How long a client may keep a connection without a request (Istio's `idleTimeout`).
+const IDLE: Duration = Duration::from_secs(3600);
 
 /// Serves a connection to its end.
 pub async fn serve(worker: Rc<Worker>, flow: Flow, mut io: BoxIo) {
@@ -44,7 +44,7 @@ pub async fn serve(worker: Rc<Worker>, flow: Flow, mut io: BoxIo) {
     match protocol {
         Protocol::Http1 => serve_http1(worker, flow, io).await,
         Protocol::Http2 => serve_http2(worker, flow, io).await,
-        Protocol::Tcp => serve_tcp(worker, flow, io).await,
+        Protocol::Tcp => tcp::relay(worker, flow, io).await,
     }
 }
 
@@ -55,8 +55,10 @@ async fn serve_http1(worker: Rc<Worker>, flow: Rc<Flow>, io: Prefixed) {
         let answer = handle(worker.clone(), flow.clone(), slot.clone(), request);
         async move { Ok::<_, Infallible>(answer.await) }
     });
-    let mut connection =
-        http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(io), service);
+    let mut connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(IDLE)
+        .serve_connection(TokioIo::new(io), service);
     let ended = tokio::select! {
         ended = &mut connection => ended,
         () = drain.cancelled() => {
@@ -106,61 +108,4 @@ async fn serve_http2(worker: Rc<Worker>, flow: Rc<Flow>, io: Prefixed) {
     if let Err(error) = ended {
         tracing::debug!(%error, "client connection ended");
     }
-}
-
-async fn serve_tcp(worker: Rc<Worker>, flow: Rc<Flow>, mut io: Prefixed) {
-    if let Err(refusal) = relay_tcp(&worker, &flow, &mut io).await {
-        worker.telemetry.families.refused(refusal.reason);
-        tracing::event!(
-            target: "access",
-            tracing::Level::INFO,
-            src.addr = %flow.peer.address,
-            src.identity = %flow.peer.identity,
-            dst.service = flow.service.as_deref().map_or("-", |s| &*s.key.hostname),
-            reason = refusal.reason.as_str(),
-            detail = refusal.detail,
-            "connection refused"
-        );
-    }
-}
-
-async fn relay_tcp(worker: &Rc<Worker>, flow: &Flow, io: &mut Prefixed) -> Result<(), Refusal> {
-    let world = worker.world();
-    let service = flow.service.as_ref().map(|s| &s.key);
-    let facts = RequestFacts {
-        client: flow.peer.facts(),
-        method: "",
-        scheme: "",
-        authority: "",
-        path: "",
-        query: "",
-        headers: &NoHeaders,
-        destination_ip: flow.ip,
-        port: flow.port,
-    };
-    authorise(world.policies(service).iter().map(|p| &**p), &facts)?;
-    let mut entropy = worker.entropy();
-    let set = match (service, &flow.workload) {
-        (Some(service), _) => {
-            let routes = world.routes(service);
-            let chosen =
-                tcp_route(&routes.source, flow.port).and_then(|r| choose(&r.destinations, &mut entropy));
-            match chosen {
-                Some(WeightedDestination { service, subset, port, .. }) => {
-                    world.endpoints(service, subset.as_ref(), port.unwrap_or(flow.port))?
-                }
-                None => world.endpoints(service, None, flow.port)?,
-            }
-        }
-        (None, Some(workload)) => world.only(workload, flow.port),
-        (None, None) => return Err(Refusal::new(Reason::WrongDestination, "nothing to relay to")),
-    };
-    let (_, endpoint) = set
-        .pick(None, &mut entropy, &*worker.load)
-        .ok_or_else(|| Refusal::new(Reason::NoHealthyEndpoint, "no endpoint"))?;
-    let _load = worker.load.enter(&endpoint.workload.uid);
-    let (mut upstream, _permit) = worker.upstreams.open(&set, endpoint, &flow.peer).await?;
-    worker.telemetry.families.tcp();
-    let moved = copy_bidirectional_with_sizes(io, &mut upstream, RELAY_BUFFER, RELAY_BUFFER).await;
-    moved.map(drop).map_err(|e| Refusal::new(Reason::UpstreamReset, e.to_string()))
 }

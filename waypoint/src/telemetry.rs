@@ -13,6 +13,7 @@ use mesh_core::{
     model::{Service, Workload},
     outcome::Reason,
 };
+use mesh_net::telemetry::tcp;
 use prometheus::{
     CounterVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
     core::{AtomicF64, GenericCounter},
@@ -59,7 +60,8 @@ pub struct Families {
     request_bytes: HistogramVec,
     response_bytes: HistogramVec,
     refusals: IntCounterVec,
-    tcp_opened: IntCounter,
+    /// `istio_tcp_*`.
+    pub tcp: tcp::Families,
     /// Requests that are being answered.
     pub active: IntGauge,
     /// Connections that were taken for TCP because the client stayed silent.
@@ -92,10 +94,7 @@ impl Families {
                 ),
                 &["reason"],
             )?,
-            tcp_opened: IntCounter::new(
-                "culvert_waypoint_tcp_connections_total",
-                "Connections relayed as TCP.",
-            )?,
+            tcp: tcp::Families::register(registry)?,
             active: IntGauge::new("culvert_waypoint_active_requests", "Requests being answered.")?,
             silent: IntCounter::new(
                 "culvert_waypoint_sniff_timeouts_total",
@@ -111,7 +110,6 @@ impl Families {
         registry.register(Box::new(families.request_bytes.clone()))?;
         registry.register(Box::new(families.response_bytes.clone()))?;
         registry.register(Box::new(families.refusals.clone()))?;
-        registry.register(Box::new(families.tcp_opened.clone()))?;
         registry.register(Box::new(families.active.clone()))?;
         registry.register(Box::new(families.silent.clone()))?;
         registry.register(Box::new(families.rejected.clone()))?;
@@ -119,11 +117,6 @@ impl Families {
             families.refusals.with_label_values(&[reason.as_str()]);
         }
         Ok(families)
-    }
-
-    /// Counts a connection relayed as TCP.
-    pub fn tcp(&self) {
-        self.tcp_opened.inc();
     }
 
     /// Counts something not carried.
@@ -136,6 +129,8 @@ impl Families {
 pub struct Telemetry {
     /// The shared families.
     pub families: Families,
+    /// Handles of TCP connections.
+    pub tcp: tcp::Handles,
     handles: RefCell<HashMap<Key, Rc<Handles>>>,
 }
 
@@ -162,7 +157,8 @@ struct Handles {
 impl Telemetry {
     /// For one worker.
     pub fn new(families: Families) -> Self {
-        Self { families, handles: RefCell::new(HashMap::new()) }
+        let tcp = tcp::Handles::new(families.tcp.clone());
+        Self { families, tcp, handles: RefCell::new(HashMap::new()) }
     }
 
     fn handles(&self, record: &Record) -> Rc<Handles> {

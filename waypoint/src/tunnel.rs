@@ -1,8 +1,6 @@
-//! HBONE on both sides of the waypoint: CONNECT streams of HTTP/2 over mutual TLS 1.3.
+//! Both sides of the waypoint over HBONE: `mesh_net` does TLS and HTTP/2, this module says what a
+//! waypoint asks and answers.
 
 pub mod client;
 pub mod server;
 mod stream;
-pub mod tls;
-
-pub use stream::TunnelIo;

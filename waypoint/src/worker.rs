@@ -3,24 +3,23 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::HashMap,
     rc::Rc,
     sync::Arc,
 };
 
 use mesh_core::{
-    balance::LoadView,
     entropy::{Entropy, SplitMix64},
-    model::WorkloadUid,
     snapshot::Snapshot,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    limits::LimitBook,
+    target::Targets,
     telemetry::{Families, Telemetry},
     upstream::{Dial, Upstreams},
-    world::{LimitBook, Me, World},
+    world::{Me, World},
 };
 
 /// One worker.
@@ -31,8 +30,8 @@ pub struct Worker {
     pub telemetry: Rc<Telemetry>,
     /// Upstream HTTP connections.
     pub upstreams: Upstreams,
-    /// Flows per endpoint.
-    pub load: Rc<Load>,
+    /// What is kept for endpoints.
+    pub targets: Rc<Targets>,
     /// Cancelled when the waypoint drains.
     pub drain: CancellationToken,
     snapshots: RefCell<watch::Receiver<Arc<Snapshot>>>,
@@ -53,12 +52,13 @@ impl Worker {
     ) -> Rc<Self> {
         let me = Rc::new(me);
         let first = snapshots.borrow_and_update().clone();
-        let world = Rc::new(World::new(first, &me, &limits, None, &families));
+        let targets = Rc::<Targets>::default();
+        let world = Rc::new(World::new(first, &me, &limits, &targets, None, &families));
         Rc::new(Self {
             me,
             telemetry: Rc::new(Telemetry::new(families)),
             upstreams: Upstreams::new(dial),
-            load: Rc::default(),
+            targets,
             drain,
             snapshots: RefCell::new(snapshots),
             world: RefCell::new(world),
@@ -76,6 +76,7 @@ impl Worker {
                 snapshot,
                 &self.me,
                 &self.limits,
+                &self.targets,
                 Some(&self.world.borrow()),
                 &self.telemetry.families,
             );
@@ -85,43 +86,16 @@ impl Worker {
         self.world.borrow().clone()
     }
 
+    /// Closes connections that nothing uses or can use. Called at intervals.
+    pub fn sweep(&self) {
+        self.targets.sweep();
+        self.upstreams.release_idle();
+    }
+
     /// A fresh source of randomness for one request.
     pub fn entropy(&self) -> SplitMix64 {
         let mut source = SplitMix64::new(self.seed.get());
         self.seed.set(source.next_u64());
         SplitMix64::new(source.next_u64())
-    }
-}
-
-/// Requests and flows per endpoint.
-#[derive(Default)]
-pub struct Load(RefCell<HashMap<WorkloadUid, u32>>);
-
-/// One counted request or flow.
-pub struct LoadGuard(Rc<Load>, WorkloadUid);
-
-impl Load {
-    /// Counts one until the guard is dropped.
-    pub fn enter(self: &Rc<Self>, uid: &WorkloadUid) -> LoadGuard {
-        *self.0.borrow_mut().entry(uid.clone()).or_default() += 1;
-        LoadGuard(self.clone(), uid.clone())
-    }
-}
-
-impl Drop for LoadGuard {
-    fn drop(&mut self) {
-        let mut load = self.0.0.borrow_mut();
-        if let Some(count) = load.get_mut(&self.1) {
-            *count -= 1;
-            if *count == 0 {
-                load.remove(&self.1);
-            }
-        }
-    }
-}
-
-impl LoadView for Load {
-    fn open_flows(&self, workload: &WorkloadUid) -> Option<u32> {
-        Some(self.0.borrow().get(workload).copied().unwrap_or(0))
     }
 }

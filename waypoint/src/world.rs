@@ -2,28 +2,24 @@
 //! per service, endpoint sets. Requests hold an `Rc` of the world they began in, so each sees one
 //! configuration from its first byte to its last (invariant I-3).
 
-use std::{
-    cell::RefCell,
-    collections::HashMap,
-    rc::Rc,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU32, Ordering},
-    },
-};
+use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
 
 use mesh_core::{
-    balance::{Endpoint, LoadView},
-    entropy::Entropy,
-    http::{Applies, CompiledRoutes, Picker, SubsetError, applies, endpoints},
+    balance::Endpoint,
+    http::{Applies, CompiledRoutes, SubsetError, applies, endpoints},
     model::{
-        GatewayAddress, GatewayDestination, ServiceName, Workload,
+        GatewayAddress, GatewayDestination, ServiceName, Workload, WorkloadUid,
         l7::{L7Policy, TrafficPolicy},
     },
     snapshot::Snapshot,
 };
 
-use crate::telemetry::Families;
+use crate::{
+    endpoints::EndpointSet,
+    limits::{Destination, LimitBook},
+    target::Targets,
+    telemetry::Families,
+};
 
 /// Who this waypoint is.
 #[derive(Debug, Clone)]
@@ -34,89 +30,6 @@ pub struct Me {
     pub name: Arc<str>,
     /// Its workload as far as it knows itself: identity, and place for locality.
     pub workload: Arc<Workload>,
-}
-
-/// Counters that limits compare, shared by all workers.
-#[derive(Debug, Default)]
-pub struct Limits {
-    requests: AtomicU32,
-    connections: AtomicU32,
-    retries: AtomicU32,
-}
-
-/// What a limit counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Counted {
-    /// Requests in progress.
-    Requests,
-    /// Upstream connections.
-    Connections,
-    /// Retries in progress.
-    Retries,
-}
-
-/// A counted unit; gives it back when dropped.
-pub struct Permit(Arc<Limits>, Counted);
-
-impl Limits {
-    fn of(&self, what: Counted) -> &AtomicU32 {
-        match what {
-            Counted::Requests => &self.requests,
-            Counted::Connections => &self.connections,
-            Counted::Retries => &self.retries,
-        }
-    }
-
-    /// Takes one unit; none when `limit` of them are taken.
-    pub fn take(self: &Arc<Self>, what: Counted, limit: Option<u32>) -> Option<Permit> {
-        let count = self.of(what).fetch_add(1, Ordering::Relaxed);
-        let permit = Permit(self.clone(), what);
-        limit.is_none_or(|limit| count < limit).then_some(permit)
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.0.of(self.1).fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// The limits of every destination, across snapshots and workers.
-#[derive(Debug, Clone, Default)]
-pub struct LimitBook(Arc<Mutex<HashMap<Destination, Arc<Limits>>>>);
-
-type Destination = (ServiceName, Option<Arc<str>>);
-
-impl LimitBook {
-    fn of(&self, service: &ServiceName, subset: Option<&Arc<str>>) -> Arc<Limits> {
-        let mut book = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        book.retain(|_, limits| Arc::strong_count(limits) > 1);
-        book.entry((service.clone(), subset.cloned())).or_default().clone()
-    }
-}
-
-/// The endpoints of one destination and how they are used.
-pub struct EndpointSet {
-    /// Eligible endpoints.
-    pub endpoints: Vec<Endpoint>,
-    /// Policy of the destination or its subset.
-    pub policy: TrafficPolicy,
-    /// Its limits.
-    pub limits: Arc<Limits>,
-    picker: RefCell<Picker>,
-}
-
-impl EndpointSet {
-    /// Chooses an endpoint other than the one tried last where there is another.
-    pub fn pick(
-        &self,
-        last: Option<usize>,
-        entropy: &mut impl Entropy,
-        load: &impl LoadView,
-    ) -> Option<(usize, &Endpoint)> {
-        let index = self.picker.borrow_mut().pick(&self.endpoints, self.policy.lb, last, entropy, load)?;
-        Some((index, &self.endpoints[index]))
-    }
 }
 
 type SetKey = (ServiceName, Option<Arc<str>>, u16);
@@ -132,6 +45,8 @@ pub struct World {
     routes: RefCell<HashMap<ServiceName, Rc<CompiledRoutes>>>,
     policies: RefCell<HashMap<Option<ServiceName>, Policies>>,
     sets: RefCell<HashMap<SetKey, Result<Rc<EndpointSet>, SubsetError>>>,
+    single: RefCell<HashMap<(WorkloadUid, u16), Rc<EndpointSet>>>,
+    targets: Rc<Targets>,
 }
 
 impl World {
@@ -141,6 +56,7 @@ impl World {
         snapshot: Arc<Snapshot>,
         me: &Rc<Me>,
         limits: &LimitBook,
+        targets: &Rc<Targets>,
         before: Option<&World>,
         families: &Families,
     ) -> Self {
@@ -164,6 +80,8 @@ impl World {
             routes: RefCell::new(routes),
             policies: RefCell::default(),
             sets: RefCell::default(),
+            single: RefCell::default(),
+            targets: targets.clone(),
         }
     }
 
@@ -204,25 +122,44 @@ impl World {
             return found.clone();
         }
         let set = endpoints(&self.snapshot, &self.own, service, subset, port).map(|endpoints| {
-            Rc::new(EndpointSet {
-                endpoints,
-                policy: self.traffic_policy(service, subset),
-                limits: self.limits.of(service, subset),
-                picker: RefCell::default(),
-            })
+            let destination = Some((service.clone(), subset.cloned()));
+            self.set(destination, endpoints, self.traffic_policy(service, subset))
         });
         self.sets.borrow_mut().insert(key, set.clone());
         set
     }
 
-    /// One workload as the only endpoint, for traffic addressed to it.
-    pub fn only(&self, workload: &Arc<Workload>, port: u16) -> Rc<EndpointSet> {
+    fn set(
+        &self,
+        destination: Destination,
+        endpoints: Vec<Endpoint>,
+        policy: TrafficPolicy,
+    ) -> Rc<EndpointSet> {
+        let service = destination.as_ref().map(|(service, _)| service.hostname.clone());
+        let name = destination.as_ref().map(|(service, subset)| match subset {
+            Some(subset) => format!("{} subset {subset}", service.hostname).into(),
+            None => service.hostname.clone(),
+        });
         Rc::new(EndpointSet {
-            endpoints: vec![Endpoint { workload: workload.clone(), port }],
-            policy: TrafficPolicy::default(),
-            limits: Arc::default(),
+            targets: endpoints.iter().map(|e| self.targets.of(&destination, e)).collect(),
+            limits: if destination.is_some() { self.limits.of(&destination) } else { Arc::default() },
+            endpoints,
+            policy,
+            service,
+            name,
             picker: RefCell::default(),
         })
+    }
+
+    /// One workload as the only endpoint, for traffic addressed to it.
+    pub fn only(&self, workload: &Arc<Workload>, port: u16) -> Rc<EndpointSet> {
+        let mut single = self.single.borrow_mut();
+        let key = (workload.uid.clone(), port);
+        let fresh = || {
+            let endpoint = Endpoint { workload: workload.clone(), port };
+            self.set(None, vec![endpoint], TrafficPolicy::default())
+        };
+        single.entry(key).or_insert_with(fresh).clone()
     }
 
     fn traffic_policy(&self, service: &ServiceName, subset: Option<&Arc<str>>) -> TrafficPolicy {

@@ -1,5 +1,5 @@
 //! The waypoint over real sockets, TLS and HBONE: client tunnel → waypoint → endpoint's tunnel → application.
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     cell::RefCell,
@@ -26,22 +26,27 @@ use mesh_core::{
     outcome::{Reason, Refusal},
     snapshot::Snapshot,
 };
-use mesh_net::ca::{CertState, Issued};
+use mesh_net::{
+    ca::{CertState, Issued},
+    hbone::{self, server::Connect},
+    tls::WorkloadTls,
+};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, SanType};
 use rustls::pki_types::PrivateKeyDer;
-use tokio::{net::TcpListener, sync::watch};
-use tokio_rustls::TlsAcceptor;
+use tokio::{io::AsyncWriteExt, net::TcpListener, sync::watch};
 use waypoint::{
     io::BoxIo,
+    limits::LimitBook,
     peer::Peer,
     telemetry::Families,
-    tunnel::{TunnelIo, client::Tunnels, server, tls},
-    upstream::Dial,
+    tunnel::{client::Tunnels, server},
+    upstream::{Dial, Hop},
     worker::Worker,
-    world::{LimitBook, Me},
+    world::Me,
 };
 
 type Ca = CertifiedIssuer<'static, KeyPair>;
+type Seen = Rc<RefCell<Vec<String>>>;
 
 fn ca() -> Ca {
     let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
@@ -77,34 +82,41 @@ fn workload(name: &str, ip: &str) -> Workload {
 }
 
 /// The endpoint's node: terminates HBONE and answers with what it saw.
-async fn application(listener: TcpListener, own: Arc<Issued>, seen: Rc<RefCell<Vec<String>>>) {
-    let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(&own).unwrap()));
-    while let Ok((socket, _)) = listener.accept().await {
-        let Ok(stream) = acceptor.accept(socket).await else { continue };
-        let peer = tls::identity_of(&stream.get_ref().1.peer_certificates().unwrap()[0]).unwrap();
-        let seen = seen.clone();
+async fn application(listener: TcpListener, own: Arc<Issued>, seen: Seen) {
+    let acceptor = WorkloadTls::new(&own).unwrap().acceptor();
+    while let Ok((socket, address)) = listener.accept().await {
+        let (acceptor, seen) = (acceptor.clone(), seen.clone());
         tokio::task::spawn_local(async move {
-            let mut connection = h2::server::handshake(stream).await.unwrap();
-            while let Some(Ok((request, mut respond))) = connection.accept().await {
-                let forwarded = request.headers()["forwarded"].to_str().unwrap().to_owned();
-                seen.borrow_mut().push(format!("{} {} {forwarded}", peer, request.uri()));
-                let send = respond.send_response(Response::new(()), false).unwrap();
-                let io = TokioIo::new(TunnelIo::new(send, request.into_body()));
-                let service = service_fn(async |request: Request<hyper::body::Incoming>| {
-                    let body = request.into_body().collect().await.unwrap().to_bytes();
-                    Ok::<_, Infallible>(Response::new(Full::new(body)))
-                });
-                tokio::task::spawn_local(
-                    hyper::server::conn::http1::Builder::new().serve_connection(io, service),
-                );
-            }
+            let handle = move |connect| tunnelled(connect, seen.clone());
+            let _ = hbone::server::serve(socket, address, &acceptor, Default::default(), handle).await;
         });
     }
 }
 
+async fn tunnelled(connect: Connect, seen: Seen) {
+    let forwarded = connect.forwarded.clone().unwrap();
+    seen.borrow_mut().push(format!("{} {} {forwarded}", connect.identity, connect.authority));
+    let io = TokioIo::new(connect.accept(None).unwrap());
+    let service = service_fn(async |request: Request<hyper::body::Incoming>| {
+        let close = request.uri() == "/close";
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        let mut response = Response::new(Full::new(body));
+        if close {
+            response.headers_mut().insert("connection", "close".parse().unwrap());
+        }
+        Ok::<_, Infallible>(response)
+    });
+    // As an agent's relay: our direction ends, and the stream lives until the other one has.
+    let served = hyper::server::conn::http1::Builder::new().serve_connection(io, service);
+    let Ok(parts) = served.without_shutdown().await else { return };
+    let mut stream = parts.io.into_inner();
+    let _ = stream.shutdown().await;
+    let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+}
+
 struct Setup {
     client: Tunnels,
-    seen: Rc<RefCell<Vec<String>>>,
+    seen: Seen,
     ca: Ca,
     port: u16,
 }
@@ -122,8 +134,8 @@ impl Setup {
             workload: Arc::new(workload("waypoint", "127.0.0.1")),
         };
         let (_, own) = watch::channel(CertState::Ready(issue(&ca, &account("waypoint"))));
-        let dial = Tunnels::new(own.clone(), me.workload.clone())
-            .with_port(application_port.local_addr().unwrap().port());
+        let dial =
+            Tunnels::new(own.clone(), &me.workload).with_port(application_port.local_addr().unwrap().port());
         let (_, snapshots) = watch::channel(Arc::new(world()));
         let families = Families::register(&prometheus::Registry::new()).unwrap();
         let worker =
@@ -143,13 +155,14 @@ impl Setup {
         let mut there = workload("waypoint", ip);
         there.uid = WorkloadUid::new(ip);
         let peer = Peer::new("127.0.0.1:4000".parse().unwrap(), account("client"), &Snapshot::new());
-        client.dial(&Endpoint { workload: Arc::new(there), port: 80 }, &peer).await
+        let endpoint = Endpoint { workload: Arc::new(there), port: 80 };
+        client.dial(Hop { endpoint: &endpoint, client: &peer, service: None }).await
     }
 }
 
 fn client(ca: &Ca, name: &str, port: u16) -> Tunnels {
     let (_, certificate) = watch::channel(CertState::Ready(issue(ca, &account(name))));
-    Tunnels::new(certificate, Arc::new(workload(name, "127.0.0.1"))).with_port(port)
+    Tunnels::new(certificate, &workload(name, "127.0.0.1")).with_port(port)
 }
 
 fn world() -> Snapshot {
@@ -177,9 +190,16 @@ fn run(test: impl AsyncFnOnce()) {
 }
 
 async fn exchange(io: BoxIo, body: Bytes) -> (u16, String, Bytes) {
+    exchange_at("/", io, body).await
+}
+
+async fn exchange_at(path: &str, io: BoxIo, body: Bytes) -> (u16, String, Bytes) {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(io)).await.unwrap();
     tokio::task::spawn_local(connection);
-    let request = Request::post("/").header("host", "web").body(Full::new(body)).unwrap();
+    let mut request = Request::post(path).header("host", "web").body(Full::new(body)).unwrap();
+    if path == "/close" {
+        request.headers_mut().insert("connection", "close".parse().unwrap());
+    }
     let (parts, body) = sender.send_request(request).await.unwrap().into_parts();
     let reason =
         parts.headers.get("x-culvert-reason").map(|v| v.to_str().unwrap().to_owned()).unwrap_or_default();
@@ -200,6 +220,20 @@ fn requests_go_through_both_tunnels_with_the_waypoints_identity_and_the_clients_
                 .starts_with("spiffe://cluster.local/ns/default/sa/waypoint 127.0.0.2:8080 for=\"127.0.0.1:"),
             "{seen:?}"
         );
+        assert!(seen[0].ends_with(";host=web.default.svc.cluster.local"), "{seen:?}");
+    });
+}
+
+#[test]
+fn an_answer_that_ends_its_connection_arrives_whole_through_both_tunnels() {
+    run(async || {
+        let setup = Setup::new("web").await;
+        for size in [1, 100 << 10, 6 << 20] {
+            let body = Bytes::from(vec![5; size]);
+            let io = setup.open(&setup.client, "127.0.0.1").await.unwrap();
+            let (status, _, echoed) = exchange_at("/close", io, body.clone()).await;
+            assert_eq!((status, echoed.len()), (200, size));
+        }
     });
 }
 
@@ -209,7 +243,7 @@ fn an_endpoint_with_another_identity_is_refused() {
         let setup = Setup::new("impostor").await;
         let io = setup.open(&setup.client, "127.0.0.1").await.unwrap();
         let (status, reason, _) = exchange(io, Bytes::new()).await;
-        assert_eq!((status, reason.as_str()), (503, "tls_failed"));
+        assert_eq!((status, reason.as_str()), (503, "peer_identity_rejected"));
         assert!(setup.seen.borrow().is_empty());
     });
 }
@@ -219,7 +253,16 @@ fn clients_of_another_ca_get_no_tunnel() {
     run(async || {
         let setup = Setup::new("web").await;
         let stranger = client(&ca(), "client", setup.port);
-        assert_eq!(setup.open(&stranger, "127.0.0.1").await.err().unwrap().reason, Reason::TlsFailed);
+        assert_eq!(
+            setup.open(&stranger, "127.0.0.1").await.err().unwrap().reason,
+            Reason::PeerIdentityRejected,
+            "the stranger does not trust the waypoint either"
+        );
+        let mut forged = Arc::into_inner(issue(&ca(), &account("client"))).unwrap();
+        forged.roots = vec![setup.ca.der().clone()];
+        let (_, certificate) = watch::channel(CertState::Ready(Arc::new(forged)));
+        let forger = Tunnels::new(certificate, &workload("client", "127.0.0.1")).with_port(setup.port);
+        assert_eq!(setup.open(&forger, "127.0.0.1").await.err().unwrap().reason, Reason::TunnelBroken);
         assert!(setup.open(&client(&setup.ca, "other", setup.port), "127.0.0.1").await.is_ok());
     });
 }
@@ -228,15 +271,15 @@ fn clients_of_another_ca_get_no_tunnel() {
 fn destinations_not_bound_to_the_waypoint_are_refused_in_the_tunnel() {
     run(async || {
         let setup = Setup::new("web").await;
-        let config = tls::client_config(&issue(&setup.ca, &account("client")), account("waypoint")).unwrap();
+        let tls = WorkloadTls::new(&issue(&setup.ca, &account("client"))).unwrap();
         let socket = tokio::net::TcpStream::connect(("127.0.0.1", setup.port)).await.unwrap();
-        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let connector = tls.connector(&[account("waypoint")]).unwrap();
         let stream = connector.connect("127.0.0.1".try_into().unwrap(), socket).await.unwrap();
         let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
         tokio::task::spawn_local(async move { drop(connection.await) });
         for (method, authority, wanted) in [
             ("CONNECT", "127.0.0.2:8080", None),
-            ("GET", "http://x/", Some(404)),
+            ("GET", "http://x/", Some(400)),
             ("CONNECT", "no-port.example", None),
         ] {
             let request = Request::builder().method(method).uri(authority).body(()).unwrap();

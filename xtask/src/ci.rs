@@ -66,7 +66,7 @@ fn deny(root: &Path) -> Result<()> {
         println!("advisories: not run (the advisory database cannot be had here)");
         return Ok(());
     }
-    run(program().args(["check", "--disable-fetch", "advisories"]))
+    run(program().args(["--offline", "check", "advisories"]))
 }
 
 fn clippy(root: &Path) -> Result<()> {

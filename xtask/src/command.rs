@@ -8,9 +8,12 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-/// The checkout.
+/// The checkout: as cargo says at run time, because checkouts that share a target folder may share the
+/// compiled program too.
+#[allow(clippy::disallowed_methods, reason = "xtask reads the environment here")]
 pub fn root() -> Result<PathBuf> {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
     Ok(manifest.parent().context("xtask lies inside the workspace")?.to_path_buf())
 }
 

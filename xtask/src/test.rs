@@ -13,13 +13,11 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     build,
-    command::{cargo, is_root, run, shown, target},
+    command::{cargo, is_root, run, shown},
     setup::{self, Need},
 };
 use summary::Summary;
 
-/// Programs that the end-to-end tests start.
-const PROGRAMS: [&str; 4] = ["culvert-agent", "culvert-waypoint", "culvert-control", "culvert"];
 /// Every member but the kernel programs, which have another target and no tests.
 const MEMBERS: [&str; 3] = ["--workspace", "--exclude", "agent-ebpf"];
 
@@ -28,16 +26,12 @@ const MEMBERS: [&str; 3] = ["--workspace", "--exclude", "agent-ebpf"];
 pub fn run_tests(root: &Path, filter: Option<&str>) -> Result<()> {
     setup::ensure(Need::Test)?;
     let object = build::ebpf(root)?;
-    // With the tests, so that both are one set of dependencies with one set of features.
+    // The programs that end-to-end tests start, together with the tests, so that both are one set of dependencies with one set of features.
     run(cargo(root)
         .env("CULVERT_EBPF_OBJECT", &object)
         .arg("build")
         .args(MEMBERS)
         .args(["--bins", "--tests"]))?;
-    let programs = target(root)?.join("debug");
-    for program in PROGRAMS {
-        ensure!(programs.join(program).exists(), "the build made no {program} in {}", programs.display());
-    }
     let mut summary = Summary::default();
     let status = stream(tests(root, &object, filter), &mut summary)?;
     println!("{summary}");

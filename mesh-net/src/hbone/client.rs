@@ -17,10 +17,11 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::{Instant, timeout},
 };
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{
     CONNECTION_WINDOW, FRAME_SIZE, HANDSHAKE_LIMIT, HboneStream, SEND_BUFFER, STREAM_WINDOW, keepalive,
+    linger::Shared,
     usage::{Share, Usage},
 };
 use crate::tls;
@@ -76,6 +77,16 @@ impl Handle {
     fn close(&self) {
         self.0.borrow_mut().take();
     }
+
+    fn is_closed(&self) -> bool {
+        self.0.borrow().is_none()
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.retire();
+    }
 }
 
 /// A stream that was not opened.
@@ -109,6 +120,7 @@ impl Client {
     where
         T: AsyncRead + AsyncWrite + Unpin + 'static,
     {
+        let (io, kept) = Shared::pair(io);
         let tls = tls
             .connect(tls::no_name(), io)
             .await
@@ -128,13 +140,13 @@ impl Client {
             .await
             .map_err(|error| broken(address, &error))?;
         let (handle, usage) = (Rc::new(Handle(RefCell::new(Some(send)))), Usage::new());
-        tokio::task::spawn_local(drive(connection, address, handle.clone(), usage.clone()));
+        tokio::task::spawn_local(drive(connection, kept, address, handle.clone(), usage.clone()));
         Ok(Self { handle, peer, address, usage })
     }
 
     /// Whether no stream can be opened any more.
     pub fn is_closed(&self) -> bool {
-        self.handle.0.borrow().is_none()
+        self.handle.is_closed()
     }
 
     /// Closes it for new streams; those that exist go on, then the peer is told (GOAWAY).
@@ -248,22 +260,29 @@ fn request(authority: &Authority, head: Head) -> Result<Request<()>, Refusal> {
 /// Moves frames until the connection ends, the peer falls silent, or nobody has used it for long and its
 /// last stream has ended.
 async fn drive<T>(
-    mut connection: Connection<T, Bytes>,
+    mut connection: Connection<TlsStream<Shared<T>>, Bytes>,
+    kept: Shared<T>,
     address: SocketAddr,
     handle: Rc<Handle>,
     usage: Rc<Usage>,
 ) where
     T: AsyncRead + AsyncWrite + Unpin + 'static,
 {
-    let release = || {
-        if usage.streams.get() == 0 && usage.last.get().elapsed() >= IDLE_LIMIT {
+    let ending = || {
+        let unused = usage.streams.get() == 0;
+        if unused && usage.last.get().elapsed() >= IDLE_LIMIT {
             handle.close();
         }
+        unused && handle.is_closed()
     };
-    let silent = keepalive::until_silent(connection.ping_pong(), release);
+    let silent = keepalive::until_silent(connection.ping_pong(), ending);
     tokio::select! {
-        result = connection => if let Err(error) = result {
-            tracing::debug!(%address, %error, "hbone connection ended");
+        result = connection => match result {
+            Ok(()) => {
+                handle.close();
+                kept.linger().await;
+            }
+            Err(error) => tracing::debug!(%address, %error, "hbone connection ended"),
         },
         () = silent => tracing::debug!(%address, "hbone peer does not answer"),
     }

@@ -8,13 +8,16 @@ use tokio::time::{sleep, timeout};
 const EVERY: Duration = Duration::from_secs(10);
 const ANSWER_LIMIT: Duration = Duration::from_secs(20);
 
-/// Returns when the other side stops answering; asks it every ten seconds, after `tick`.
-pub(super) async fn until_silent(ping: Option<PingPong>, mut tick: impl FnMut()) {
+/// Returns when the other side stops answering. It is asked every ten seconds, until `ending`: then the
+/// connection says that it ends, and must not be asked any more.
+pub(super) async fn until_silent(ping: Option<PingPong>, mut ending: impl FnMut() -> bool) {
     // Nobody else takes it, so there always is one.
     let Some(mut ping) = ping else { return std::future::pending().await };
     loop {
         sleep(EVERY).await;
-        tick();
+        if ending() {
+            return std::future::pending().await;
+        }
         if !matches!(timeout(ANSWER_LIMIT, ping.ping(h2::Ping::opaque())).await, Ok(Ok(_))) {
             return;
         }

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     CONNECTION_WINDOW, FRAME_SIZE, HANDSHAKE_LIMIT, HboneStream, SEND_BUFFER, STREAM_WINDOW, keepalive,
+    linger::Shared,
 };
 use crate::tls;
 
@@ -117,9 +118,10 @@ where
     F: Fn(Connect) -> Fut,
     Fut: Future<Output = ()> + 'static,
 {
+    let (io, kept) = Shared::pair(io);
     let (identity, mut connection) =
         timeout(HANDSHAKE_LIMIT, handshakes(io, tls)).await.map_err(|_| ServeError::Slow)??;
-    let silent = keepalive::until_silent(connection.ping_pong(), || ());
+    let silent = keepalive::until_silent(connection.ping_pong(), || false);
     tokio::pin!(silent);
     let mut draining = false;
     loop {
@@ -132,8 +134,12 @@ where
             }
             () = &mut silent => return Err(ServeError::Silent),
         };
-        let Some(accepted) = accepted else { return Ok(()) };
-        let (request, respond) = accepted?;
+        let Some(accepted) = accepted else { break };
+        let (request, respond) = match accepted {
+            // A client that was told to go closes when it likes: what we still had to say is lost.
+            Err(error) if draining && error.is_io() => break,
+            accepted => accepted?,
+        };
         match connect(request, respond, &identity) {
             Ok(connect) => drop(tokio::task::spawn_local(handle(connect))),
             Err(mut respond) => {
@@ -142,6 +148,9 @@ where
             }
         }
     }
+    drop(connection);
+    kept.linger().await;
+    Ok(())
 }
 
 async fn handshakes<T>(

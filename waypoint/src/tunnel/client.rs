@@ -1,53 +1,86 @@
-//! Opening tunnels to endpoints, with the waypoint's own identity. One HTTP/2 connection per endpoint
-//! and worker; concurrent first requests share its handshake.
+//! Opening tunnels to endpoints, with the waypoint's own identity.
 
 use std::{
     cell::RefCell,
-    collections::HashMap,
     net::{IpAddr, SocketAddr},
-    rc::Rc,
     sync::Arc,
 };
 
-use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
-use h2::client::SendRequest;
-use http::{Method, Request};
 use mesh_core::{
-    balance::Endpoint,
-    hbone,
+    entropy::SplitMix64,
+    hbone::{Authority, TraceParent, baggage, forwarded},
+    identity::Identity,
     model::{Tunnel, Workload, WorkloadUid},
     outbound::HBONE_PORT,
     outcome::{Reason, Refusal},
 };
-use mesh_net::ca::CertState;
-use tokio::{
-    net::TcpStream,
-    sync::{Mutex, watch},
+use mesh_net::{
+    ca::{CertState, Issued},
+    dial,
+    hbone::{
+        client::{Client, Head},
+        pool::{Key, Pool},
+    },
+    tls::WorkloadTls,
 };
-use tokio_rustls::TlsConnector;
+use tokio::{net::TcpStream, sync::watch};
 
-use super::{TunnelIo, tls};
+use super::stream::TunnelIo;
 use crate::{
     io::BoxIo,
-    peer::Peer,
-    upstream::{Dial, address},
+    upstream::{Dial, Hop, address},
 };
 
-type Slot = Rc<Mutex<Option<SendRequest<Bytes>>>>;
+/// The certificate that is valid now, prepared once after each rotation.
+pub(super) struct Current {
+    certificate: watch::Receiver<CertState>,
+    prepared: RefCell<Option<(Arc<Issued>, WorkloadTls)>>,
+}
+
+impl Current {
+    pub(super) fn new(certificate: watch::Receiver<CertState>) -> Self {
+        Self { certificate, prepared: RefCell::default() }
+    }
+
+    /// # Errors
+    /// `CertificateUnavailable`: there is none yet, it has expired, or it cannot be used.
+    pub(super) fn tls(&self) -> Result<WorkloadTls, Refusal> {
+        let CertState::Ready(issued) = self.certificate.borrow().clone() else {
+            return Err(Refusal::new(Reason::CertificateUnavailable, "the waypoint has no certificate"));
+        };
+        let mut prepared = self.prepared.borrow_mut();
+        if let Some((_, tls)) = prepared.as_ref().filter(|(known, _)| Arc::ptr_eq(known, &issued)) {
+            return Ok(tls.clone());
+        }
+        let unusable = |error| Refusal::new(Reason::CertificateUnavailable, format!("{error}"));
+        let tls = WorkloadTls::new(&issued).map_err(unusable)?;
+        *prepared = Some((issued, tls.clone()));
+        Ok(tls)
+    }
+}
 
 /// The tunnels of one worker.
 pub struct Tunnels {
-    certificate: watch::Receiver<CertState>,
-    own: Arc<Workload>,
+    current: Current,
+    identity: Identity,
+    from: IpAddr,
+    baggage: String,
     port: u16,
-    slots: RefCell<HashMap<(WorkloadUid, IpAddr), Slot>>,
+    pool: Pool,
 }
 
 impl Tunnels {
     /// No tunnels yet; `own` describes the waypoint to its peers.
-    pub fn new(certificate: watch::Receiver<CertState>, own: Arc<Workload>) -> Self {
-        Self { certificate, own, port: HBONE_PORT, slots: RefCell::default() }
+    pub fn new(certificate: watch::Receiver<CertState>, own: &Workload) -> Self {
+        Self {
+            current: Current::new(certificate),
+            identity: own.identity(),
+            from: own.addresses.first().copied().unwrap_or(IpAddr::from([0, 0, 0, 0])),
+            baggage: baggage(own),
+            port: HBONE_PORT,
+            pool: Pool::default(),
+        }
     }
 
     /// Uses another port than 15008, for tests.
@@ -56,112 +89,56 @@ impl Tunnels {
         self
     }
 
-    async fn tunnel(&self, endpoint: &Endpoint, client: &Peer) -> Result<BoxIo, Refusal> {
-        let target = address(endpoint)?;
-        let key = (endpoint.workload.uid.clone(), target.ip());
-        let slot = self.slots.borrow_mut().entry(key).or_default().clone();
-        let mut attempt = 0;
-        loop {
-            let sender = self.sender(&slot, endpoint, target).await?;
-            match self.connect(sender, target, client).await {
-                Ok(io) => return Ok(io),
-                // A kept connection may have ended meanwhile: once more, on a new one.
-                Err((_, true)) if attempt == 0 => {
-                    attempt += 1;
-                    slot.lock().await.take();
-                }
-                Err((refusal, _)) => return Err(refusal),
-            }
-        }
-    }
-
-    async fn sender(
-        &self,
-        slot: &Slot,
-        endpoint: &Endpoint,
-        target: SocketAddr,
-    ) -> Result<SendRequest<Bytes>, Refusal> {
-        let mut kept = slot.lock().await;
-        if let Some(sender) = kept.as_ref() {
-            return Ok(sender.clone());
-        }
-        let hop = SocketAddr::new(target.ip(), self.port);
-        let socket = tcp(hop).await?;
-        let CertState::Ready(own) = self.certificate.borrow().clone() else {
-            return Err(Refusal::new(Reason::CertificateUnavailable, self.own.identity().to_string()));
+    async fn tunnel(&self, hop: Hop<'_>) -> Result<BoxIo, Refusal> {
+        let target = address(hop.endpoint)?;
+        let there = SocketAddr::new(target.ip(), self.port);
+        let expected = vec![hop.endpoint.workload.identity()];
+        let key = Key {
+            source: self.identity.clone(),
+            from: self.from,
+            peer: hop.endpoint.workload.uid.clone(),
+            expected: expected.clone(),
+            address: there,
         };
-        let failed = |reason, error: &dyn std::fmt::Display| Refusal::new(reason, format!("{hop}: {error}"));
-        let config = tls::client_config(&own, endpoint.workload.identity())
-            .map_err(|e| failed(Reason::Internal, &e))?;
-        let connector = TlsConnector::from(Arc::new(config));
-        let stream = connector.connect(hop.ip().into(), socket).await.map_err(|e| {
-            let detail = format!("{e} (expected {})", endpoint.workload.identity());
-            failed(Reason::TlsFailed, &detail)
-        })?;
-        let mut builder = h2::client::Builder::new();
-        builder.initial_window_size(4 << 20).initial_connection_window_size(16 << 20).enable_push(false);
-        let (sender, connection) =
-            builder.handshake(stream).await.map_err(|e| failed(Reason::TunnelBroken, &e))?;
-        let forget = Rc::downgrade(slot);
-        tokio::task::spawn_local(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "tunnel ended");
-            }
-            if let Some(slot) = forget.upgrade() {
-                slot.lock().await.take();
-            }
-        });
-        *kept = Some(sender.clone());
-        Ok(sender)
+        let head = Head {
+            baggage: Some(self.baggage.clone()),
+            forwarded: Some(forwarded(hop.client.address, hop.service)),
+            traceparent: Some(TraceParent::random(&mut SplitMix64::new(rand::random())).to_string()),
+        };
+        let authority = Authority::Address(target);
+        let stream = self.pool.open(key, &authority, head, || self.connect(there, &expected)).await?;
+        Ok(Box::new(TunnelIo::new(stream)))
     }
 
-    /// The flag says whether nothing was sent, so that a new connection may help.
-    async fn connect(
-        &self,
-        sender: SendRequest<Bytes>,
-        target: SocketAddr,
-        client: &Peer,
-    ) -> Result<BoxIo, (Refusal, bool)> {
-        let broken = |e: h2::Error| Refusal::new(Reason::TunnelBroken, format!("{target}: {e}"));
-        let mut sender = sender.ready().await.map_err(|e| (broken(e), true))?;
-        let request = Request::builder()
-            .method(Method::CONNECT)
-            .uri(target.to_string())
-            .header("baggage", hbone::baggage(&self.own))
-            .header("forwarded", hbone::forwarded(client.address, None))
-            .body(())
-            .map_err(|e| (Refusal::new(Reason::Internal, e.to_string()), false))?;
-        let (response, send) = sender.send_request(request, false).map_err(|e| (broken(e), true))?;
-        let response = response.await.map_err(|e| {
-            let fresh = e.is_go_away() || e.reason() == Some(h2::Reason::REFUSED_STREAM);
-            (broken(e), fresh)
-        })?;
-        if response.status() != http::StatusCode::OK {
-            let detail = format!("{target}: status {}", response.status());
-            return Err((Refusal::new(Reason::TunnelRefused, detail), false));
-        }
-        Ok(Box::new(TunnelIo::new(send, response.into_body())))
+    async fn connect(&self, there: SocketAddr, expected: &[Identity]) -> Result<Client, Refusal> {
+        let tls = self.current.tls()?;
+        let connector = tls
+            .connector(expected)
+            .map_err(|error| Refusal::new(Reason::Internal, format!("{there}: {error}")))?;
+        Client::handshake(tcp(there).await?, there, &connector).await
     }
 }
 
 impl Dial for Tunnels {
-    fn dial<'a>(
-        &'a self,
-        endpoint: &'a Endpoint,
-        client: &'a Peer,
-    ) -> LocalBoxFuture<'a, Result<BoxIo, Refusal>> {
+    fn dial<'a>(&'a self, hop: Hop<'a>) -> LocalBoxFuture<'a, Result<BoxIo, Refusal>> {
         Box::pin(async move {
-            match endpoint.workload.tunnel {
-                Tunnel::Hbone => self.tunnel(endpoint, client).await,
-                Tunnel::None => Ok(Box::new(tcp(address(endpoint)?).await?) as BoxIo),
+            match hop.endpoint.workload.tunnel {
+                Tunnel::Hbone => self.tunnel(hop).await,
+                Tunnel::None => Ok(Box::new(tcp(address(hop.endpoint)?).await?) as BoxIo),
             }
         })
+    }
+
+    fn retain(&self, known: &dyn Fn(&WorkloadUid) -> bool) {
+        self.pool.retain(|key| known(&key.peer));
+    }
+
+    fn release_idle(&self) {
+        self.pool.release_idle();
     }
 }
 
 async fn tcp(to: SocketAddr) -> Result<TcpStream, Refusal> {
-    let failed = |e: std::io::Error| Refusal::new(Reason::ConnectFailed, format!("{to}: {e}"));
-    let socket = TcpStream::connect(to).await.map_err(failed)?;
-    socket.set_nodelay(true).map_err(failed)?;
-    Ok(socket)
+    let failed = |error| Refusal::new(Reason::ConnectFailed, format!("{to}: {error}"));
+    dial::connect(dial::socket(to, None).map_err(failed)?, to).await
 }

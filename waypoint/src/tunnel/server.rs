@@ -1,37 +1,42 @@
 //! Accepting tunnels.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{cell::RefCell, net::SocketAddr, pin::pin, rc::Rc, time::Duration};
 
-use bytes::Bytes;
-use h2::{RecvStream, server::SendResponse};
-use http::{Method, Request, Response, StatusCode};
 use mesh_core::{
-    hbone::{Authority, status},
-    identity::Identity,
-    outcome::Reason,
+    hbone::status,
+    outcome::{Reason, Refusal},
 };
-use mesh_net::ca::{CertState, Issued};
+use mesh_net::{
+    ca::CertState,
+    dial,
+    hbone::server::{self, Connect},
+};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
-    time::timeout,
+    time::{interval, timeout},
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::{TunnelIo, tls};
+use super::{client::Current, stream::TunnelIo};
 use crate::{flow::Flow, peer::Peer, serve::serve, worker::Worker};
 
-const HANDSHAKE: Duration = Duration::from_secs(10);
-const STREAM_WINDOW: u32 = 4 << 20;
-const CONNECTION_WINDOW: u32 = 16 << 20;
-const STREAMS: u32 = 200;
+/// How long a connection may take from TCP to its first request; it holds a task and buffers.
+const FIRST_REQUEST: Duration = Duration::from_secs(10);
+/// How often upstream connections that nobody uses are closed.
+const SWEEP: Duration = Duration::from_secs(60);
 
 /// Accepts connections until the worker drains. Must run on a `LocalSet`.
 pub async fn listen(worker: Rc<Worker>, listener: TcpListener, certificate: watch::Receiver<CertState>) {
-    let mut current: Option<(Arc<Issued>, TlsAcceptor)> = None;
+    let current = Current::new(certificate);
+    let mut sweep = interval(SWEEP);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
+            _ = sweep.tick() => {
+                worker.sweep();
+                continue;
+            }
             () = worker.drain.cancelled() => return,
         };
         let (socket, address) = match accepted {
@@ -42,131 +47,73 @@ pub async fn listen(worker: Rc<Worker>, listener: TcpListener, certificate: watc
                 continue;
             }
         };
-        let Some(acceptor) = acceptor(&certificate, &mut current) else {
-            worker.telemetry.families.refused(Reason::CertificateUnavailable);
-            continue;
-        };
-        tokio::task::spawn_local(connection(worker.clone(), socket, address, acceptor));
+        match current.tls() {
+            Ok(tls) => {
+                tokio::task::spawn_local(connection(worker.clone(), socket, address, tls.acceptor()));
+            }
+            Err(refusal) => refused(&worker, address, &refusal),
+        }
     }
 }
 
-/// The acceptor for the certificate that is valid now; made anew after each rotation.
-fn acceptor(
-    certificate: &watch::Receiver<CertState>,
-    current: &mut Option<(Arc<Issued>, TlsAcceptor)>,
-) -> Option<TlsAcceptor> {
-    let CertState::Ready(issued) = certificate.borrow().clone() else { return None };
-    if let Some((_, acceptor)) = current.as_ref().filter(|(known, _)| Arc::ptr_eq(known, &issued)) {
-        return Some(acceptor.clone());
-    }
-    let config = tls::server_config(&issued)
-        .inspect_err(|error| tracing::error!(%error, "certificate refused"))
-        .ok()?;
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    *current = Some((issued, acceptor.clone()));
-    Some(acceptor)
+fn refused(worker: &Worker, address: SocketAddr, refusal: &Refusal) {
+    worker.telemetry.families.refused(refusal.reason);
+    let (reason, detail) = (refusal.reason.as_str(), &refusal.detail);
+    tracing::info!(src.addr = %address, reason, detail, "connection refused");
 }
 
 async fn connection(worker: Rc<Worker>, socket: TcpStream, address: SocketAddr, acceptor: TlsAcceptor) {
-    let _ = socket.set_nodelay(true);
-    let stream = match timeout(HANDSHAKE, acceptor.accept(socket)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
-            worker.telemetry.families.refused(Reason::TlsFailed);
-            tracing::info!(src.addr = %address, %error, "tls handshake failed");
-            return;
+    if let Err(error) = dial::prepare(&socket) {
+        tracing::debug!(src.addr = %address, %error, "socket options refused");
+    }
+    let client = Rc::new(Client { address, peer: RefCell::default() });
+    let (known, serving) = (client.clone(), worker.clone());
+    let handle = move |connect| open(serving.clone(), known.clone(), connect);
+    let mut served = pin!(server::serve(socket, address, &acceptor, worker.drain.clone(), handle));
+    let ended = match timeout(FIRST_REQUEST, &mut served).await {
+        Ok(ended) => ended,
+        Err(_) if client.peer.borrow().is_none() => {
+            let detail = format!("no request within {FIRST_REQUEST:?}");
+            return refused(&worker, address, &Refusal::new(Reason::TlsFailed, detail));
         }
-        Err(_) => {
-            worker.telemetry.families.refused(Reason::TlsFailed);
-            return;
-        }
+        Err(_) => served.await,
     };
-    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let Some(identity) = certificate.and_then(tls::identity_of) else {
-        worker.telemetry.families.refused(Reason::PeerIdentityRejected);
-        return;
-    };
-    tunnels(worker, stream, address, identity).await;
+    if let Err(error) = ended {
+        refused(&worker, address, &Refusal::new(error.reason(), error.to_string()));
+    }
 }
 
-/// Serves the CONNECT requests of one connection whose peer is known.
-pub async fn tunnels<S>(worker: Rc<Worker>, io: S, address: SocketAddr, identity: Identity)
-where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
-{
-    let mut builder = h2::server::Builder::new();
-    builder
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(STREAMS)
-        .max_header_list_size(64 * 1024);
-    let Ok(Ok(mut connection)) = timeout(HANDSHAKE, builder.handshake::<_, Bytes>(io)).await else {
-        worker.telemetry.families.refused(Reason::BadRequest);
-        return;
-    };
-    let peer = Rc::new(Peer::new(address, identity, &worker.world().snapshot));
-    let mut draining = false;
-    loop {
-        let next = tokio::select! {
-            next = connection.accept() => next,
-            () = worker.drain.cancelled(), if !draining => {
-                draining = true;
-                connection.graceful_shutdown();
-                continue;
-            }
-        };
-        match next {
-            Some(Ok((request, respond))) => open(&worker, &peer, request, respond),
-            Some(Err(error)) => {
-                tracing::debug!(src.addr = %address, %error, "tunnel connection ended");
-                return;
-            }
-            None => return,
+/// One connection's client.
+struct Client {
+    address: SocketAddr,
+    peer: RefCell<Option<Rc<Peer>>>,
+}
+
+impl Client {
+    /// What is known of it now. The same value as before unless its workload has changed: metrics
+    /// handles are kept per value.
+    fn peer(&self, worker: &Worker, connect: &Connect) -> Rc<Peer> {
+        let fresh = Peer::new(self.address, (*connect.identity).clone(), &worker.world().snapshot);
+        let mut peer = self.peer.borrow_mut();
+        match peer.as_ref().filter(|known| known.is_same(&fresh)) {
+            Some(known) => known.clone(),
+            None => peer.insert(Rc::new(fresh)).clone(),
         }
     }
 }
 
-fn open(
-    worker: &Rc<Worker>,
-    peer: &Rc<Peer>,
-    request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
-) {
-    match target(worker, peer, &request) {
-        Ok(flow) => match respond.send_response(Response::new(()), false) {
-            Ok(send) => {
-                let io = TunnelIo::new(send, request.into_body());
-                tokio::task::spawn_local(serve(worker.clone(), flow, Box::new(io)));
-            }
-            Err(error) => tracing::debug!(%error, "client left before the answer"),
-        },
-        Err((code, reason, detail)) => {
-            worker.telemetry.families.refused(reason);
-            tracing::info!(
-                src.addr = %peer.address,
-                src.identity = %peer.identity,
-                reason = reason.as_str(),
-                detail,
-                "tunnel refused"
-            );
-            let mut response = Response::new(());
-            *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::BAD_REQUEST);
-            let _ = respond.send_response(response, true);
+/// Answers one request; a future because `mesh_net` runs it as a task.
+async fn open(worker: Rc<Worker>, client: Rc<Client>, connect: Connect) {
+    let peer = client.peer(&worker, &connect);
+    let flow = match Flow::resolve(&worker.world(), peer, &connect.authority) {
+        Ok(flow) => flow,
+        Err(refusal) => {
+            refused(&worker, client.address, &refusal);
+            return connect.refuse(status(refusal.reason));
         }
+    };
+    match connect.accept(None) {
+        Ok(stream) => serve(worker, flow, Box::new(TunnelIo::new(stream))).await,
+        Err(error) => tracing::debug!(src.addr = %client.address, %error, "client left before the answer"),
     }
-}
-
-fn target(
-    worker: &Worker,
-    peer: &Rc<Peer>,
-    request: &Request<RecvStream>,
-) -> Result<Flow, (u16, Reason, String)> {
-    let bad = |detail: &str| (400, Reason::BadRequest, detail.to_owned());
-    if request.method() != Method::CONNECT {
-        return Err((404, Reason::BadRequest, format!("method {}", request.method())));
-    }
-    let authority = request.uri().authority().ok_or_else(|| bad("no authority"))?;
-    let authority: Authority = authority.as_str().parse().map_err(|_| bad("authority is malformed"))?;
-    let flow = Flow::resolve(&worker.world(), peer.clone(), &authority);
-    flow.map_err(|refusal| (status(refusal.reason), refusal.reason, refusal.detail))
 }

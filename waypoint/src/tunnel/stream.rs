@@ -1,30 +1,32 @@
-//! A CONNECT stream as a byte stream, with HTTP/2 flow control as its back-pressure.
+//! A tunnelled stream in the hands of an HTTP connection, which drops it as soon as it has said all.
 
 use std::{
     io,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
+    time::Duration,
 };
 
-use bytes::{Buf, Bytes};
-use h2::{Reason, RecvStream, SendStream};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use mesh_net::hbone::HboneStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 
-/// Most bytes handed to HTTP/2 at once.
-const CHUNK: usize = 64 * 1024;
+/// How long the other side may take to end its direction after ours has ended.
+const LINGER: Duration = Duration::from_secs(5);
 
-/// One tunnelled connection. Shutting down half-closes; dropping before that resets the stream.
-pub struct TunnelIo {
-    send: SendStream<Bytes>,
-    recv: RecvStream,
-    left: Bytes,
-    closed: bool,
+/// An HBONE stream that, dropped after it was shut down, lives on until the other side has ended too:
+/// a reset would take bytes with it that are still on their way.
+pub(super) struct TunnelIo {
+    stream: Option<HboneStream>,
+    shut: bool,
 }
 
 impl TunnelIo {
-    /// Joins the two halves.
-    pub fn new(send: SendStream<Bytes>, recv: RecvStream) -> Self {
-        Self { send, recv, left: Bytes::new(), closed: false }
+    pub(super) fn new(stream: HboneStream) -> Self {
+        Self { stream: Some(stream), shut: false }
+    }
+
+    fn stream(&mut self) -> io::Result<Pin<&mut HboneStream>> {
+        self.stream.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 }
 
@@ -34,61 +36,32 @@ impl AsyncRead for TunnelIo {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        while self.left.is_empty() {
-            match ready!(self.recv.poll_data(cx)) {
-                None => return Poll::Ready(Ok(())),
-                Some(Ok(data)) => self.left = data,
-                // A peer that only stops early, having said all, is a normal end.
-                Some(Err(e)) if e.reason() == Some(Reason::NO_ERROR) => return Poll::Ready(Ok(())),
-                Some(Err(e)) => return Poll::Ready(Err(broken(e))),
-            }
-        }
-        let count = self.left.len().min(buf.remaining());
-        buf.put_slice(&self.left[..count]);
-        self.left.advance(count);
-        let released = self.recv.flow_control().release_capacity(count);
-        Poll::Ready(released.map_err(broken))
+        self.stream()?.poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for TunnelIo {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if buf.is_empty() {
-            return Poll::Ready(Ok(0));
-        }
-        self.send.reserve_capacity(buf.len().min(CHUNK));
-        while self.send.capacity() == 0 {
-            match ready!(self.send.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(e)) => return Poll::Ready(Err(broken(e))),
-                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            }
-        }
-        if let Poll::Ready(reset) = self.send.poll_reset(cx) {
-            let kind = io::ErrorKind::ConnectionReset;
-            return Poll::Ready(Err(io::Error::new(
-                kind,
-                reset.map_or_else(|e| e.to_string(), |r| r.to_string()),
-            )));
-        }
-        let count = buf.len().min(self.send.capacity()).min(CHUNK);
-        let sent = self.send.send_data(Bytes::copy_from_slice(&buf[..count]), false);
-        Poll::Ready(sent.map(|()| count).map_err(broken))
+        self.stream()?.poll_write(cx, buf)
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream()?.poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.closed {
-            return Poll::Ready(Ok(()));
-        }
-        self.closed = true;
-        Poll::Ready(self.send.send_data(Bytes::new(), true).map_err(broken))
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.shut = true;
+        self.stream()?.poll_shutdown(cx)
     }
 }
 
-fn broken(error: h2::Error) -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionReset, error)
+impl Drop for TunnelIo {
+    fn drop(&mut self) {
+        let Some(mut stream) = self.stream.take().filter(|_| self.shut) else { return };
+        tokio::task::spawn_local(async move {
+            let mut rest = [0; 1024];
+            let ended = async { while let Ok(1..) = stream.read(&mut rest).await {} };
+            let _ = tokio::time::timeout(LINGER, ended).await;
+        });
+    }
 }

@@ -1,4 +1,5 @@
-//! A waypoint with two applications (`v1`, `v2`) behind one service, all over pipes.
+//! A waypoint with two applications (`v1`, `v2`) behind one service, all over real sockets on loopback.
+#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::{
     cell::{Cell, RefCell},
@@ -18,7 +19,6 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use mesh_core::{
-    balance::Endpoint,
     delta::Change,
     identity::Identity,
     model::{
@@ -34,19 +34,21 @@ use mesh_core::{
 };
 use prometheus::{Encoder, Registry, TextEncoder};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex},
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinHandle,
 };
 use waypoint::{
     flow::Flow,
     io::{BoxIo, LocalExecutor},
+    limits::LimitBook,
     peer::Peer,
     serve::serve,
     telemetry::Families,
-    upstream::Dial,
+    upstream::{Dial, Hop},
     worker::Worker,
-    world::{LimitBook, Me},
+    world::Me,
 };
 
 pub type Reply = (StatusCode, HeaderMap, String);
@@ -63,31 +65,45 @@ pub enum App {
 #[derive(Default)]
 struct Apps {
     requests: Cell<u32>,
+    connections: Cell<u32>,
+    stalled: Cell<bool>,
     failing: Cell<u32>,
+    hanging: Cell<u32>,
     broken: RefCell<HashSet<String>>,
 }
 
-struct Pipes(Rc<Apps>, App);
+struct Loopback(Rc<Apps>, App);
 
-impl Dial for Pipes {
-    fn dial<'a>(
-        &'a self,
-        endpoint: &'a Endpoint,
-        _client: &'a Peer,
-    ) -> LocalBoxFuture<'a, Result<BoxIo, Refusal>> {
+/// Two ends of a TCP connection.
+async fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (ours, theirs) = tokio::join!(TcpStream::connect(address), listener.accept());
+    let (ours, theirs) = (ours.unwrap(), theirs.unwrap().0);
+    ours.set_nodelay(true).unwrap();
+    theirs.set_nodelay(true).unwrap();
+    (ours, theirs)
+}
+
+impl Dial for Loopback {
+    fn dial<'a>(&'a self, hop: Hop<'a>) -> LocalBoxFuture<'a, Result<BoxIo, Refusal>> {
         Box::pin(async move {
-            let name = endpoint.workload.name.to_string();
+            let name = hop.endpoint.workload.name.to_string();
             if self.0.broken.borrow().contains(&name) {
                 return Err(Refusal::new(Reason::ConnectFailed, "broken on purpose"));
             }
-            let (ours, theirs) = duplex(64 * 1024);
+            if self.0.stalled.get() {
+                std::future::pending::<()>().await;
+            }
+            self.0.connections.set(self.0.connections.get() + 1);
+            let (ours, theirs) = pair().await;
             tokio::task::spawn_local(application(self.0.clone(), self.1, name, theirs));
             Ok(Box::new(ours) as BoxIo)
         })
     }
 }
 
-async fn application(apps: Rc<Apps>, kind: App, name: String, mut io: DuplexStream) {
+async fn application(apps: Rc<Apps>, kind: App, name: String, mut io: TcpStream) {
     match kind {
         App::Tcp => {
             let mut text = String::new();
@@ -126,10 +142,13 @@ async fn answer(
     }
     let path = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
     let mut response = Response::builder().header("x-app", &name);
-    for header in ["host", "x-request-id", "x-forwarded-for", "traceparent"] {
-        if let Some(value) = request.headers().get(header) {
-            response = response.header(format!("seen-{}", header.trim_start_matches("x-")), value);
-        }
+    let told = |name: &str| name.starts_with("x-") || name == "host" || name.starts_with("trace");
+    for (name, value) in request.headers().iter().filter(|(name, _)| told(name.as_str())) {
+        response = response.header(format!("seen-{}", name.as_str().trim_start_matches("x-")), value);
+    }
+    if apps.hanging.get() > 0 {
+        apps.hanging.set(apps.hanging.get() - 1);
+        std::future::pending::<()>().await;
     }
     match path.as_str() {
         "/never" => std::future::pending::<()>().await,
@@ -267,7 +286,7 @@ impl Bench {
         let worker = Worker::new(
             me,
             snapshots,
-            Rc::new(Pipes(apps.clone(), app)),
+            Rc::new(Loopback(apps.clone(), app)),
             families,
             LimitBook::default(),
             Default::default(),
@@ -289,9 +308,9 @@ impl Bench {
     }
 
     /// A tunnel to the service.
-    pub async fn raw(&self) -> DuplexStream {
+    pub async fn raw(&self) -> TcpStream {
         let flow = self.resolve("10.96.0.1:80").unwrap();
-        let (ours, theirs) = duplex(64 * 1024);
+        let (ours, theirs) = pair().await;
         tokio::task::spawn_local(serve(self.worker.clone(), flow, Box::new(theirs)));
         ours
     }
@@ -318,13 +337,15 @@ impl Bench {
         let worker = self.worker.clone();
         let path = path.to_owned();
         tokio::task::spawn_local(async move {
-            let (ours, theirs) = duplex(64 * 1024);
+            let (ours, theirs) = pair().await;
             tokio::task::spawn_local(serve(worker, flow, Box::new(theirs)));
             let (mut client, connection) =
                 hyper::client::conn::http1::handshake(TokioIo::new(ours)).await.unwrap();
             let request = get(&path).body(http_body_util::Empty::<Bytes>::new()).unwrap();
-            let both = futures_util::future::join(connection, client.send_request(request));
-            let _ = both.await;
+            tokio::task::spawn_local(connection);
+            if let Ok(response) = client.send_request(request).await {
+                let _ = response.into_body().collect().await;
+            }
         })
     }
 
@@ -380,6 +401,10 @@ impl Bench {
         self.apps.failing.set(count);
     }
 
+    pub fn hang_next(&self, count: u32) {
+        self.apps.hanging.set(count);
+    }
+
     pub fn break_dials(&self, name: &str, broken: bool) {
         let mut set = self.apps.broken.borrow_mut();
         if broken {
@@ -387,6 +412,14 @@ impl Bench {
         } else {
             set.remove(name)
         };
+    }
+
+    pub fn stall_dials(&self, stalled: bool) {
+        self.apps.stalled.set(stalled);
+    }
+
+    pub fn upstream_connections(&self) -> u32 {
+        self.apps.connections.get()
     }
 
     pub fn upstream_requests(&self) -> u32 {
@@ -420,7 +453,17 @@ fn world(protocol: AppProtocol) -> Vec<Change> {
         )),
         hbone_port: 15008,
     };
-    let mut changes = Vec::new();
+    let client = WorkloadUid::pod("Kubernetes", "default", "client-1");
+    let mut source = Workload::new(client.clone(), "default", "client-1");
+    source.addresses = vec!["10.0.0.9".parse().unwrap()];
+    source.service_account = "client".into();
+    source.workload_name = "client".into();
+    source.canonical_name = "client".into();
+    let labels = BTreeMap::from([("app".into(), "client".into())]);
+    let mut changes = vec![
+        Change::Workload(Arc::new(source)),
+        Change::Labels(Arc::new(WorkloadLabels { uid: client, labels })),
+    ];
     let port = PortMapping { service_port: 80, target_port: 8080, app_protocol: protocol };
     for (key, vip, waypoint) in [
         (web(), "10.96.0.1/32", Some(waypoint)),

@@ -6,7 +6,7 @@ use mesh_core::outcome::{Path, Stage};
 use mesh_net::telemetry::{access, tcp};
 use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
 
-use crate::flow::{Direction, Failure, Flow};
+use super::{Direction, Failure, Flow};
 
 /// Metrics that all threads share.
 #[derive(Clone)]

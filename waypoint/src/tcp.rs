@@ -1,0 +1,165 @@
+//! Connections that are not HTTP: authorised, routed and relayed as bytes.
+
+use std::{
+    io,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use mesh_core::{
+    entropy::Entropy,
+    http::{NoHeaders, RequestFacts, authorise, choose, tcp_route},
+    model::{Tunnel, l7::WeightedDestination},
+    outcome::{Path, Reason, Refusal},
+};
+use mesh_net::telemetry::tcp::{Ends, Handle};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
+
+use crate::{endpoints::EndpointSet, flow::Flow, io::Prefixed, upstream::To, worker::Worker, world::World};
+
+/// Bytes of each direction that a flow may hold.
+const BUFFER: usize = 64 * 1024;
+
+/// Relays a connection to its end and records it once (invariant I-4).
+pub async fn relay(worker: Rc<Worker>, flow: Rc<Flow>, io: Prefixed) {
+    let begun = Instant::now();
+    let world = worker.world();
+    let mut entropy = worker.entropy();
+    let chosen = choose_endpoint(&world, &flow, &mut entropy);
+    let at = chosen.as_ref().ok().map(|(set, index)| &set.endpoints[*index].workload);
+    let path = match at.map(|w| w.tunnel) {
+        Some(Tunnel::None) => Path::Passthrough,
+        _ => Path::Tunnel,
+    };
+    let handle = worker.telemetry.tcp.of(&Ends {
+        reporter: "waypoint",
+        source: flow.peer.workload.as_ref(),
+        destination: at,
+        service: flow.service.as_ref(),
+        source_identity: Some(&flow.peer.identity),
+        mutual_tls: true,
+        path: path.as_str(),
+    });
+    handle.open();
+    let mut client = Counted { io, handle: handle.clone(), received: 0, sent: 0 };
+    let ended = match &chosen {
+        Ok((set, index)) => carry(&worker, &flow, set, *index, &mut client).await,
+        Err(refusal) => Err(refusal.clone()),
+    };
+    let refusal = ended.err();
+    handle.close(refusal.as_ref().map(|r| r.reason));
+    if let Some(refusal) = &refusal {
+        worker.telemetry.families.refused(refusal.reason);
+    }
+    tracing::event!(
+        target: "access",
+        tracing::Level::INFO,
+        src.addr = %flow.peer.address,
+        src.identity = %flow.peer.identity,
+        dst.service = flow.service.as_deref().map_or("-", |s| &*s.key.hostname),
+        dst.workload = at.map_or("-", |w| &*w.name),
+        path = path.as_str(),
+        bytes_recv = client.received,
+        bytes_sent = client.sent,
+        duration_ms = begun.elapsed().as_secs_f64() * 1000.0,
+        reason = refusal.as_ref().map_or("-", |r| r.reason.as_str()),
+        detail = refusal.as_ref().map_or("", |r| r.detail.as_str()),
+        snapshot = world.snapshot.version(),
+        "connection complete"
+    );
+}
+
+/// Policy first, then the TCP route, then an endpoint. Fails closed.
+fn choose_endpoint(
+    world: &World,
+    flow: &Flow,
+    entropy: &mut impl Entropy,
+) -> Result<(Rc<EndpointSet>, usize), Refusal> {
+    let service = flow.service.as_ref().map(|s| &s.key);
+    let facts = RequestFacts {
+        client: flow.peer.facts(),
+        method: "",
+        scheme: "",
+        authority: "",
+        path: "",
+        query: "",
+        headers: &NoHeaders,
+        destination_ip: flow.ip,
+        port: flow.port,
+    };
+    authorise(world.policies(service).iter().map(|p| &**p), &facts)?;
+    let set = match (service, &flow.workload) {
+        (Some(service), _) => {
+            let routes = world.routes(service);
+            let route = tcp_route(&routes.source, flow.port);
+            match route.and_then(|r| choose(&r.destinations, entropy)) {
+                Some(WeightedDestination { service, subset, port, .. }) => {
+                    world.endpoints(service, subset.as_ref(), port.unwrap_or(flow.port))?
+                }
+                None => world.endpoints(service, None, flow.port)?,
+            }
+        }
+        (None, Some(workload)) => world.only(workload, flow.port),
+        (None, None) => return Err(Refusal::new(Reason::WrongDestination, "nothing to relay to")),
+    };
+    let index = set.pick(None, entropy);
+    let index = index.ok_or_else(|| Refusal::new(Reason::NoHealthyEndpoint, "no endpoint"))?;
+    Ok((set, index))
+}
+
+async fn carry(
+    worker: &Worker,
+    flow: &Flow,
+    set: &EndpointSet,
+    index: usize,
+    client: &mut Counted,
+) -> Result<(), Refusal> {
+    let _active = set.targets[index].enter();
+    let (mut upstream, _permit) = worker.upstreams.open(To { set, index, client: &flow.peer }).await?;
+    let moved = copy_bidirectional_with_sizes(client, &mut upstream, BUFFER, BUFFER).await;
+    moved.map(drop).map_err(|error| Refusal::new(Reason::UpstreamReset, error.to_string()))
+}
+
+/// The client's stream, counting while it runs so that a scrape sees long flows grow.
+struct Counted {
+    io: Prefixed,
+    handle: Rc<Handle>,
+    received: u64,
+    sent: u64,
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.io).poll_read(cx, buf);
+        let count = (buf.filled().len() - before) as u64;
+        self.received += count;
+        self.handle.received.inc_by(count);
+        polled
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.io).poll_write(cx, buf);
+        if let Poll::Ready(Ok(count)) = polled {
+            self.sent += count as u64;
+            self.handle.sent.inc_by(count as u64);
+        }
+        polled
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
