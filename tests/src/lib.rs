@@ -5,6 +5,7 @@
 //! mounts, processes) carries its id, so that the next run can remove what a killed run left.
 #![forbid(unsafe_code)]
 
+pub mod authority;
 pub mod capture;
 pub mod cgroup;
 pub mod echo;
