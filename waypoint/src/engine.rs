@@ -88,8 +88,7 @@ pub async fn handle(
             let rewritten = rewrite(compiled, matched, &facts);
             let path = rewritten.path.unwrap_or_else(|| facts.path.to_owned());
             let plan = Plan { route: &compiled.route, destination, path, authority: rewritten.authority };
-            // Boxed: hyper moves the future of a request more than once.
-            Box::pin(forward(&worker, &world, &flow, &slot, plan, parts, body, record, entropy)).await
+            forward(&worker, &world, &flow, &slot, plan, parts, body, record, entropy).await
         }
     }
 }

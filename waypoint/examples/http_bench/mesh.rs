@@ -60,7 +60,7 @@ pub fn run(arguments: &[String]) {
         match arguments[0].as_str() {
             "plain" => plain(&ports).await,
             "logged" => {
-                tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+                tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr).init();
                 plain(&ports).await;
             }
             "hbone" => waypoint_over_hbone(&ports, Path::new(&folder)).await,
