@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: no mesh, Culvert and optionally ztunnel, alternating in one run.
 #![forbid(unsafe_code)]
 
+mod once;
 mod peers;
 mod report;
 
@@ -23,9 +24,15 @@ struct Cli {
     /// Leaves Culvert out.
     #[arg(long)]
     without_culvert: bool,
-    /// Measures only what has this in its name: `bulk` or `http`.
+    /// Measures only `bulk`, `http` or `once` (memory, enrolment, changes of configuration).
     #[arg(long)]
     only: Option<String>,
+    /// Idle connections whose memory is measured.
+    #[arg(long, default_value_t = 5000)]
+    idle: usize,
+    /// Workloads elsewhere in the mesh whose memory is measured; 100000 takes minutes.
+    #[arg(long, value_delimiter = ',', default_value = "10000")]
+    workloads: Vec<usize>,
     /// Rounds.
     #[arg(long, default_value_t = 3)]
     rounds: u32,
@@ -65,11 +72,32 @@ fn main() -> Result<ExitCode> {
             measure(pair, &cli, &mut results)?;
         }
     }
+    if cli.only.as_deref().is_none_or(|only| only == "once") {
+        once(&mut world, &pairs, &cli, &mut results)?;
+    }
     results.print();
     if let Some(file) = &cli.json {
         std::fs::write(file, serde_json::to_string_pretty(&results.json())?)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn once(
+    world: &mut world::World,
+    pairs: &[peers::Pair],
+    cli: &Cli,
+    results: &mut report::Results,
+) -> Result<()> {
+    println!("once: memory, enrolment, changes of configuration");
+    for pair in pairs {
+        once::memory(world, pair, cli.idle, results)?;
+    }
+    if cli.without_culvert {
+        return Ok(());
+    }
+    once::enrolment(world, results)?;
+    once::change(world, results)?;
+    cli.workloads.iter().try_for_each(|count| once::workloads(world, *count, results))
 }
 
 fn measure(pair: &peers::Pair, cli: &Cli, results: &mut report::Results) -> Result<()> {

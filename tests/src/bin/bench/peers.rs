@@ -20,6 +20,8 @@ pub struct Pair {
     pub client: Pod,
     /// nginx on port 80, iperf3 on 5201.
     pub server: Pod,
+    /// The proxy on the client's side.
+    pub proxy: Option<u32>,
 }
 
 /// Pods that nothing touches.
@@ -50,7 +52,7 @@ fn pair(world: &mut World, name: &str) -> Result<Pair> {
     let process = Process::spawn(server.command("iperf3")?.arg("-s"), &log)?;
     world.running.insert(format!("{name}/iperf3"), process);
     answers(&server, "http://127.0.0.1/")?;
-    Ok(Pair { name: name.to_string(), client, server })
+    Ok(Pair { name: name.to_string(), client, server, proxy: None })
 }
 
 fn answers(pod: &Pod, url: &str) -> Result<()> {
@@ -61,7 +63,7 @@ fn answers(pod: &Pod, url: &str) -> Result<()> {
 
 /// A ztunnel in dedicated mode in each of two pods, with its own redirection.
 pub fn ztunnel(world: &mut World, binary: &Path, script: &Path) -> Result<Pair> {
-    let pair = pair(world, "ztunnel")?;
+    let mut pair = pair(world, "ztunnel")?;
     let workloads: Vec<_> = [&pair.client, &pair.server]
         .into_iter()
         .map(|pod| {
@@ -73,6 +75,7 @@ pub fn ztunnel(world: &mut World, binary: &Path, script: &Path) -> Result<Pair> 
         .collect();
     let config = world.root.join("ztunnel.yaml");
     manifest::write(&config, &json!({"workloads": workloads, "services": [], "policies": []}))?;
+    let mut proxy = None;
     for pod in [&pair.client, &pair.server] {
         shell::output(pod.command("bash")?.arg(script)).context("ztunnel's redirect script")?;
         let mut command = pod.command(&binary.to_string_lossy())?;
@@ -87,10 +90,14 @@ pub fn ztunnel(world: &mut World, binary: &Path, script: &Path) -> Result<Pair> 
         command.env("PROXY_WORKLOAD_INFO", format!("default/{}/{}", pod.name, pod.service_account));
         let log = world.root.join("logs").join(format!("ztunnel.{}.log", pod.name));
         let process = Process::spawn(&mut command, &log)?;
+        if pod.node == pair.client.node {
+            proxy = Some(process.pid());
+        }
         world.running.insert(format!("ztunnel/proxy-{}", pod.name), process);
         answers(pod, "http://127.0.0.1:15021/healthz/ready")
             .with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
     }
+    pair.proxy = proxy;
     tunnelled(world, &pair)?;
     Ok(pair)
 }
@@ -113,7 +120,7 @@ pub fn culvert(world: &mut World) -> Result<Pair> {
     for node in 0..world.nodes {
         world.start_agent(node)?;
     }
-    let pair = pair(world, "culvert")?;
+    let mut pair = pair(world, "culvert")?;
     let label = json!({"istio.io/dataplane-mode": "ambient"});
     world.write("namespaces/culvert.yaml", &manifest::namespace("culvert", &label))?;
     for pod in [&pair.client, &pair.server] {
@@ -122,6 +129,7 @@ pub fn culvert(world: &mut World) -> Result<Pair> {
         })
         .with_context(|| world.tail(&format!("agent-{}", pod.node_name())))?;
     }
+    pair.proxy = world.agent_pid(pair.client.node);
     tunnelled(world, &pair)?;
     Ok(pair)
 }
