@@ -1,33 +1,34 @@
 //! Putting the agent together: what starts in which order, and what ends in which.
 
-use std::{collections::BTreeMap, fs::File, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fs::File, sync::Arc, time::Duration};
 
 use anyhow::Context;
-use mesh_core::{identity::Identity, snapshot::Snapshot};
+use mesh_core::identity::Identity;
 use mesh_net::{
+    admin::{Admin, bind_unix, serve_tcp, serve_unix},
     ca::{CertificateManager, IstioCa, ManagerConfig},
-    store::{self, SnapshotStore, Versions},
+    store::{Cache, SnapshotStore, Versions},
     task::{Drain, Ready},
+    telemetry,
     wire::{ADDRESS_TYPE, AUTHORIZATION_TYPE},
     xds::{self, ControlEndpoint, Session, XdsConfig, XdsStatus},
 };
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use prometheus::Registry as Metrics;
-use tokio::sync::watch;
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admin::{self, Admin},
+    admin::View,
     bpf::{Bpf, BpfConfig, StatsSwitch},
     cgroup,
     config::Config,
-    kernel_events, mesh_sync, netns,
+    flow, kernel_events, mesh_sync, netns,
     pods::folder::{Folder, NodeFacts},
-    record,
     redirect::Ebpf,
     registry::Registry,
+    serve::{self, Shared},
     supervisor::{self, Means},
-    worker::{self, Shared},
 };
 
 /// Runs the agent until it is told to stop and has drained.
@@ -45,18 +46,25 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let folder = config.folder.clone().context("--folder is needed")?;
     let metrics = Metrics::new();
-    let families = record::Families::register(&metrics)?;
+    let families = flow::Families::register(&metrics)?;
     let (ready, stop, cancel) = (Ready::new(), Drain::new(), CancellationToken::new());
 
     let endpoint = endpoint(&config)?;
-    let (store, versions) = last_good(&config);
+    let folder_of_state = &config.state_dir;
+    std::fs::create_dir_all(folder_of_state)
+        .with_context(|| format!("--state-dir {} cannot be made", folder_of_state.display()))?;
+    let cache = Cache::new(config.state_dir.join("snapshot"));
+    let (store, versions) = last_good(&cache);
+    // A world from disk is enough to be ready.
+    let awaited = if store.current().is_complete() { Ready::new() } else { ready.clone() };
+    tokio::spawn(cache.keep(store.clone(), cancel.clone()));
     let (status, xds_status) = watch::channel(XdsStatus::default());
     tokio::spawn(xds::run(
         xds_config(&config, endpoint.clone()),
         store.clone(),
         Session::resume(versions),
         status,
-        ready.awaits("configuration"),
+        awaited.awaits("configuration"),
         cancel.clone(),
     ));
 
@@ -72,7 +80,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         max_flows: config.max_connections,
         stop: stop.clone(),
     };
-    let workers = worker::start(config.worker_count(), &shared)?;
+    let workers = serve::start(config.worker_count(), &shared)?;
     let registry = Registry::default();
     let drain = Duration::from_secs(config.drain_seconds);
     let means = Means {
@@ -100,10 +108,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
             StatsSwitch::on().inspect_err(|error| tracing::warn!(%error, "programs run unmeasured")).ok()
         }
     };
-    let admin = Admin {
+    telemetry::build(&metrics, "culvert-agent", env!("CARGO_PKG_VERSION"))?;
+    let view = View {
         node: config.node.as_str().into(),
-        metrics,
-        ready,
+        ready: ready.clone(),
         stop: stop.clone(),
         store,
         registry,
@@ -111,7 +119,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         bpf,
         xds: xds_status,
     };
-    admin::start(admin, config.admin, config.admin_socket.as_deref()).await?;
+    let admin = Admin::new(metrics, ready, stop.token());
+    serve_admin(&config, view.onto(admin), &cancel).await?;
     tracing::info!(node = config.node, workers = config.worker_count(), "agent started");
     stopped().await?;
     tracing::info!("draining; capture stays on, new connections are refused until an agent is back");
@@ -119,9 +128,17 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tracing::warn!("connections that outlived the drain were closed");
     }
     cancel.cancel();
+    Ok(())
+}
+
+/// Serves until the agent has drained: the socket is left for the next agent to take over.
+async fn serve_admin(config: &Config, admin: Admin, cancel: &CancellationToken) -> anyhow::Result<()> {
+    let listener =
+        TcpListener::bind(config.admin).await.with_context(|| format!("admin port {}", config.admin))?;
+    tokio::spawn(serve_tcp(admin.clone(), listener, cancel.clone()));
     if let Some(path) = &config.admin_socket {
-        // It may be another agent's by now; then it is not there under this name.
-        let _ = std::fs::remove_file(path);
+        let socket = bind_unix(path).with_context(|| format!("admin socket {}", path.display()))?;
+        tokio::spawn(serve_unix(admin, socket, cancel.clone()));
     }
     Ok(())
 }
@@ -161,25 +178,11 @@ fn node_facts(config: &Config) -> NodeFacts {
     }
 }
 
-fn cache_file(config: &Config) -> PathBuf {
-    config.state_dir.join("snapshot")
-}
-
 /// The last good configuration, so that a restart does not depend on the control plane (I-7).
-fn last_good(config: &Config) -> (Arc<SnapshotStore>, Versions) {
-    let path = cache_file(config);
-    let (snapshot, versions) = match store::load(&path) {
-        Ok(Some(cached)) => {
-            tracing::info!(path = %path.display(), workloads = cached.0.workload_count(), "starting from the last good configuration");
-            cached
-        }
-        Ok(None) => (Snapshot::new(), Versions::default()),
-        Err(error) => {
-            tracing::warn!(%error, "starting without configuration");
-            (Snapshot::new(), Versions::default())
-        }
-    };
-    (Arc::new(SnapshotStore::new(snapshot)), versions)
+fn last_good(cache: &Cache) -> (Arc<SnapshotStore>, Versions) {
+    let Some((snapshot, versions)) = cache.load() else { return (Arc::default(), Versions::default()) };
+    tracing::info!(workloads = snapshot.workload_count(), "starting from the last good configuration");
+    (Arc::new(SnapshotStore::from_disk(snapshot)), versions)
 }
 
 fn xds_config(config: &Config, endpoint: ControlEndpoint) -> XdsConfig {
@@ -197,7 +200,6 @@ fn xds_config(config: &Config, endpoint: ControlEndpoint) -> XdsConfig {
         metadata: BTreeMap::from(metadata.map(|(key, value)| (key.to_owned(), value.clone()))),
         // Referents first: a workload that names a policy which is not known is closed to everybody.
         types: vec![AUTHORIZATION_TYPE, ADDRESS_TYPE],
-        cache: Some(cache_file(config)),
     }
 }
 

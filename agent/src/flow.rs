@@ -1,27 +1,34 @@
 //! One connection through the agent: what is known of it, how it is told to end, and its outcome,
 //! recorded exactly once (invariant I-4).
 
+mod record;
+
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::HashMap,
+    future::poll_fn,
     net::SocketAddr,
     rc::Rc,
     sync::Arc,
+    task::{Poll, Waker},
     time::Instant,
 };
 
 use mesh_core::{
+    hbone::Authority,
     identity::Identity,
     inbound::{self, InboundFacts},
     model::{Service, Workload},
     outcome::{Path, Reason, Refusal, Stage},
     snapshot::Snapshot,
 };
-use mesh_net::relay::Counters;
+use mesh_net::{relay::Counters, task::Drain, telemetry::tcp};
 use serde_json::{Value, json};
-use tokio::sync::Notify;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::{member::Member, record::Recorder};
+use crate::member::Member;
+
+pub use record::{Families, Recorder};
 
 /// Who opened it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +68,10 @@ pub struct Ends {
     pub destination_identity: Option<Identity>,
     /// The way of the bytes.
     pub path: Option<Path>,
+    /// Authority of the tunnel's CONNECT request.
+    pub authority: Option<Authority>,
+    /// Version of the snapshot that decided.
+    pub snapshot: Option<u64>,
 }
 
 /// A flow that did not end in order.
@@ -98,7 +109,10 @@ pub struct Flow {
     pub ends: RefCell<Ends>,
     facts: RefCell<Option<InboundFacts>>,
     closing: RefCell<Option<Refusal>>,
-    wake: Notify,
+    waker: RefCell<Option<Waker>>,
+    /// Counters of its label set, once the flow is carried.
+    pub handle: OnceCell<Rc<tcp::Handle>>,
+    _held: [TaskTrackerToken; 2],
     outcome: RefCell<Option<Result<(), Failure>>>,
     announced: Cell<bool>,
 }
@@ -118,17 +132,24 @@ impl Flow {
     /// Asks it to end.
     pub fn close(&self, refusal: Refusal) {
         self.closing.borrow_mut().get_or_insert(refusal);
-        self.wake.notify_one();
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
     }
 
-    /// Completes when it was asked to end.
+    /// Completes when it was asked to end. One task at a time waits for it: the flow's own.
     pub async fn closed(&self) -> Refusal {
-        loop {
-            if let Some(refusal) = self.closing.borrow().clone() {
-                return refusal;
+        poll_fn(|cx| match &*self.closing.borrow() {
+            Some(refusal) => Poll::Ready(refusal.clone()),
+            None => {
+                let mut waker = self.waker.borrow_mut();
+                if waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
+                    *waker = Some(cx.waker().clone());
+                }
+                Poll::Pending
             }
-            self.wake.notified().await;
-        }
+        })
+        .await
     }
 
     /// From now on policy changes are checked with these facts.
@@ -175,12 +196,13 @@ pub struct Flows {
     next: Cell<u64>,
     recorder: Recorder,
     limit: usize,
+    stop: Drain,
 }
 
 impl Flows {
-    /// At most `limit` flows at a time.
-    pub fn new(recorder: Recorder, limit: usize) -> Rc<Self> {
-        Rc::new(Self { open: RefCell::default(), next: Cell::new(0), recorder, limit })
+    /// At most `limit` flows at a time; `stop` counts them.
+    pub fn new(recorder: Recorder, limit: usize, stop: Drain) -> Rc<Self> {
+        Rc::new(Self { open: RefCell::default(), next: Cell::new(0), recorder, limit, stop })
     }
 
     /// Begins a flow. It ends, and is recorded, when the guard is dropped.
@@ -191,6 +213,7 @@ impl Flows {
         client: SocketAddr,
     ) -> FlowGuard {
         let id = self.next.replace(self.next.get() + 1);
+        let member_held = member.drain.hold();
         let flow = Rc::new(Flow {
             id,
             direction,
@@ -203,7 +226,9 @@ impl Flows {
             ends: RefCell::default(),
             facts: RefCell::default(),
             closing: RefCell::default(),
-            wake: Notify::new(),
+            waker: RefCell::default(),
+            handle: OnceCell::new(),
+            _held: [member_held, self.stop.hold()],
             outcome: RefCell::default(),
             announced: Cell::new(false),
         });

@@ -9,7 +9,6 @@ use mesh_core::{
     outcome::{Path, Reason, Refusal, Stage},
 };
 use mesh_net::{
-    dial,
     hbone::server::{self, Connect},
     relay,
 };
@@ -27,7 +26,7 @@ pub async fn hbone(worker: &Rc<Worker>, member: &Arc<Member>, tcp: TcpStream, pe
         let flow = worker.flows.begin(Direction::Inbound, member.clone(), peer);
         flow.end(Err(Failure { stage: Stage::Accept, refusal }));
     };
-    let local = match tcp.local_addr().and_then(|local| dial::prepare(&tcp).map(|()| local)) {
+    let local = match tcp.local_addr() {
         Ok(local) => SocketAddr::new(local.ip().to_canonical(), local.port()),
         Err(error) => return refused(Refusal::new(Reason::ClientReset, error.to_string())),
     };
@@ -40,13 +39,12 @@ pub async fn hbone(worker: &Rc<Worker>, member: &Arc<Member>, tcp: TcpStream, pe
     };
     let handle = |connect: Connect| {
         let (worker, member) = (worker.clone(), member.clone());
-        let drain = member.drain.clone();
-        let tracked = drain.track(async move { request(&worker, &member, connect, local, peer).await });
-        async move {
-            tracked.await;
-        }
+        async move { request(&worker, &member, connect, local, peer).await }
     };
-    let served = server::serve(tcp, peer, &tls, member.drain.token(), handle).await;
+    let served = tokio::select! {
+        served = server::serve(tcp, peer, &tls, member.drain.token(), handle) => served,
+        () = member.drain.forced() => return,
+    };
     if let Err(error) = served {
         let reason = error.reason();
         match reason {
@@ -100,6 +98,7 @@ async fn tunnel(
     let (near, far) = (Reason::UpstreamReset, Reason::ClientReset);
     let moved = relay::tunnel(application, stream, &flow.counters, near, far);
     tokio::select! {
+        biased;
         result = moved => result.map_err(|broken| {
             at(Stage::Relay)(Refusal::new(broken.reason, broken.source.to_string()))
         }),
@@ -117,7 +116,6 @@ pub async fn plaintext(worker: &Rc<Worker>, member: &Arc<Member>, tcp: TcpStream
 async fn plain(worker: &Rc<Worker>, flow: &FlowGuard, tcp: TcpStream) -> Result<(), Failure> {
     let gone =
         |error: std::io::Error| at(Stage::Accept)(Refusal::new(Reason::ClientReset, error.to_string()));
-    dial::prepare(&tcp).map_err(gone)?;
     let local = tcp.local_addr().map_err(gone)?;
     let local = SocketAddr::new(local.ip().to_canonical(), local.port());
     let member = &flow.member;
@@ -126,6 +124,7 @@ async fn plain(worker: &Rc<Worker>, flow: &FlowGuard, tcp: TcpStream) -> Result<
     let (application, _) = reach(worker, flow, &facts).await.inspect_err(|_| reset(&tcp))?;
     flow.carried();
     tokio::select! {
+        biased;
         result = relay::plain(tcp, application, &flow.counters) => result.map_err(|broken| {
             at(Stage::Relay)(Refusal::new(broken.reason, broken.source.to_string()))
         }),
@@ -133,8 +132,20 @@ async fn plain(worker: &Rc<Worker>, flow: &FlowGuard, tcp: TcpStream) -> Result<
     }
 }
 
-/// Admits a flow and connects to the application, from the client's address.
+/// Admits a flow and connects to the application, unless the flow is asked to end meanwhile.
 async fn reach(
+    worker: &Rc<Worker>,
+    flow: &FlowGuard,
+    facts: &InboundFacts,
+) -> Result<(TcpStream, Admission), Failure> {
+    tokio::select! {
+        biased;
+        reached = admitted(worker, flow, facts) => reached,
+        refusal = flow.closed() => Err(at(Stage::Dial)(refusal)),
+    }
+}
+
+async fn admitted(
     worker: &Rc<Worker>,
     flow: &FlowGuard,
     facts: &InboundFacts,
@@ -151,11 +162,8 @@ async fn reach(
         return Err(at(Stage::Plan)(Refusal::new(Reason::Internal, detail)));
     }
     let from = Some(facts.peer.ip()).filter(|ip| ip.is_ipv4() == admission.dial.is_ipv4());
-    let application = tokio::select! {
-        connected = worker.connect(&flow.member, admission.dial, from) => connected,
-        refusal = flow.closed() => Err(refusal),
-    };
-    Ok((application.map_err(at(Stage::Dial))?, admission))
+    let application = worker.reach(&flow.member, admission.dial, from).await.map_err(at(Stage::Dial))?;
+    Ok((application, admission))
 }
 
 fn note_arrival(flow: &FlowGuard, facts: &InboundFacts) {
@@ -167,7 +175,9 @@ fn note_arrival(flow: &FlowGuard, facts: &InboundFacts) {
         }
         Arrival::Hbone { identity, authority, .. } => {
             ends.path = Some(Path::Tunnel);
+            ends.destination_identity = Some(flow.member.identity.clone());
             ends.source_identity = Some(identity.clone());
+            ends.authority = Some(authority.clone());
             ends.original = match authority {
                 head::Authority::Address(address) => Some(*address),
                 head::Authority::Host(..) => None,
@@ -178,9 +188,9 @@ fn note_arrival(flow: &FlowGuard, facts: &InboundFacts) {
 
 fn note_admission(flow: &FlowGuard, admission: &Admission) {
     let mut ends = flow.ends.borrow_mut();
+    ends.snapshot = Some(admission.snapshot);
     ends.source.clone_from(&admission.source);
     ends.destination = Some(admission.workload.clone());
-    ends.destination_identity = Some(flow.member.identity.clone());
     ends.service.clone_from(&admission.service);
     ends.upstream = Some(admission.dial);
 }

@@ -23,9 +23,9 @@ pub struct Member {
 }
 
 impl Member {
-    /// Whether an address is the pod's.
-    pub fn owns(&self, ip: IpAddr) -> bool {
-        let ip = ip.to_canonical();
-        self.info.addresses.iter().any(|own| own.to_canonical() == ip)
+    /// The pod's address of a family.
+    pub fn own(&self, v4: bool) -> Option<IpAddr> {
+        let pod = &self.target.pod;
+        if v4 { pod.v4.map(IpAddr::from) } else { pod.v6.map(IpAddr::from) }
     }
 }

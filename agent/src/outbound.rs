@@ -8,7 +8,6 @@ use mesh_core::{
     outcome::{Reason, Refusal, Stage},
 };
 use mesh_net::{
-    dial,
     hbone::{
         HboneStream,
         client::{Client, Head},
@@ -36,6 +35,7 @@ pub async fn carry(worker: &Rc<Worker>, member: &Arc<Member>, tcp: TcpStream, cl
 
 async fn run(worker: &Rc<Worker>, flow: &FlowGuard, tcp: TcpStream) -> Result<(), Failure> {
     let opened = tokio::select! {
+        biased;
         opened = open(worker, flow, &tcp) => opened,
         refusal = flow.closed() => Err(at(Stage::Dial)(refusal)),
     };
@@ -49,6 +49,7 @@ async fn run(worker: &Rc<Worker>, flow: &FlowGuard, tcp: TcpStream) -> Result<()
         }
     };
     tokio::select! {
+        biased;
         result = moved => result.map_err(|broken| {
             at(Stage::Relay)(Refusal::new(broken.reason, broken.source.to_string()))
         }),
@@ -63,8 +64,6 @@ enum Upstream {
 
 async fn open(worker: &Rc<Worker>, flow: &FlowGuard, tcp: &TcpStream) -> Result<Upstream, Failure> {
     worker.flows.room().map_err(at(Stage::Accept))?;
-    dial::prepare(tcp)
-        .map_err(|error| at(Stage::Accept)(Refusal::new(Reason::ClientReset, error.to_string())))?;
     let facts = facts(worker, flow, tcp).map_err(at(Stage::Accept))?;
     flow.ends.borrow_mut().original = Some(facts.destination);
     let decision = |snapshot: &_| outbound::plan(snapshot, &facts, &mut worker.entropy(), &*worker.load);
@@ -89,9 +88,11 @@ fn facts(worker: &Worker, flow: &FlowGuard, tcp: &TcpStream) -> Result<OutboundF
             // The kernel forgets a connection together with its last end.
             Err(_) => Refusal::new(Reason::ClientReset, "the client was gone before it was accepted"),
         })?;
-    let local = tcp.local_addr().map_err(|error| lost(error.to_string()))?;
-    // The pod's own address: it is what capture rewrote the destination to.
-    let source = SocketAddr::new(local.ip().to_canonical(), flow.client.port());
+    // Capture rewrites a destination to the pod's own address of the same family.
+    let own = member
+        .own(flow.client.is_ipv4())
+        .ok_or_else(|| lost("of a family that the pod does not have".into()))?;
+    let source = SocketAddr::new(own, flow.client.port());
     Ok(OutboundFacts { pod: member.info.pod.clone(), source, destination })
 }
 
@@ -101,12 +102,16 @@ fn note(flow: &FlowGuard, plan: &OutboundPlan) {
     ends.destination.clone_from(&plan.destination);
     ends.service.clone_from(&plan.service);
     ends.path = Some(plan.path);
+    ends.snapshot = Some(plan.snapshot);
+    if let Transport::Tunnel(tunnel) = &plan.transport {
+        ends.authority = Some(tunnel.authority.clone());
+    }
 }
 
 async fn plain(worker: &Worker, flow: &FlowGuard, hop: &Hop) -> Result<TcpStream, Refusal> {
     let address = resolve(hop).await?;
     flow.ends.borrow_mut().upstream = Some(address);
-    worker.connect(&flow.member, address, None).await
+    worker.connect(&flow.member, address).await
 }
 
 async fn through(
@@ -123,10 +128,9 @@ async fn through(
         ends.upstream = Some(address);
         ends.source_identity = Some(member.identity.clone());
     }
-    let from = member.info.addresses.iter().find(|ip| ip.is_ipv4() == address.is_ipv4());
     let key = Key {
         source: member.identity.clone(),
-        from: from.copied().unwrap_or(flow.client.ip()),
+        from: member.own(address.is_ipv4()).unwrap_or(flow.client.ip()),
         peer: tunnel.peer.clone(),
         expected: tunnel.expected.clone(),
         address,
@@ -136,11 +140,11 @@ async fn through(
         forwarded: Some(hbone::forwarded(flow.client, plan.service_host())),
         traceparent: Some(hbone::TraceParent::random(&mut worker.entropy()).to_string()),
     };
-    let connector = tls
-        .connector(&tunnel.expected)
-        .map_err(|error| Refusal::new(Reason::CertificateUnavailable, error.to_string()))?;
     let dial = || async {
-        let tcp = worker.connect(member, address, None).await?;
+        let connector = tls
+            .connector(&tunnel.expected)
+            .map_err(|error| Refusal::new(Reason::CertificateUnavailable, error.to_string()))?;
+        let tcp = worker.connect(member, address).await?;
         Client::handshake(tcp, address, &connector).await
     };
     let stream = worker.pool.open(key, &tunnel.authority, head, dial).await?;

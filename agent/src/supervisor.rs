@@ -23,7 +23,7 @@ use crate::{
     pods::{PodEvent, PodInfo, PodSource},
     redirect::AnyRedirector,
     registry::Registry,
-    worker,
+    serve,
 };
 
 /// Events of a source, or of one pod, that may wait.
@@ -39,7 +39,7 @@ pub struct Means {
     /// Redirection.
     pub redirector: AnyRedirector,
     /// Data threads.
-    pub workers: Vec<worker::Handle>,
+    pub workers: Vec<serve::Handle>,
     /// Certificates.
     pub certificates: Certificates,
     /// Where pods' standing is shown.

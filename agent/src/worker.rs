@@ -1,9 +1,8 @@
-//! A data thread: one single-threaded runtime that owns its connections from accept to end.
+//! What one data thread owns, and what its flows ask of it: a decision, a certificate, a socket.
 
 use std::{
     cell::RefCell,
     collections::HashMap,
-    future::Future,
     io,
     net::{IpAddr, SocketAddr},
     rc::Rc,
@@ -25,33 +24,19 @@ use mesh_net::{
     task::Drain,
     tls::WorkloadTls,
 };
-use serde_json::Value;
 use socket2::SockRef;
 use tokio::{
-    net::{TcpListener, TcpSocket, TcpStream},
-    sync::{mpsc, oneshot, watch},
-    task::{LocalSet, spawn_local},
+    net::{TcpSocket, TcpStream},
+    sync::watch,
 };
 
 use crate::{
-    flow::Flows,
-    inbound,
-    listeners::Listeners,
+    flow::{Families, Flows, Recorder},
     member::Member,
     netns::Home,
-    outbound,
-    record::{Families, Recorder},
     redirect::AnyRedirector,
 };
 
-/// Commands that may wait for a worker.
-const COMMANDS: usize = 64;
-/// How long accepting pauses when the process has no descriptors left.
-const EXHAUSTED: Duration = Duration::from_millis(20);
-/// Tunnels without streams are closed at this interval.
-const RELEASE_EVERY: Duration = Duration::from_secs(60);
-/// Bytes of open flows reach metrics at this interval, and when a flow ends.
-const TELL_EVERY: Duration = Duration::from_secs(5);
 /// How long a connection is held for the control plane to tell of a workload (as ztunnel).
 const HOLD: Duration = Duration::from_secs(5);
 
@@ -70,71 +55,6 @@ pub struct Shared {
     pub stop: Drain,
 }
 
-/// What a worker is asked.
-enum Command {
-    Serve(Arc<Member>, Listeners),
-    Close(Arc<str>, Refusal),
-    Show(usize, oneshot::Sender<Shown>),
-}
-
-/// What a worker shows of itself.
-#[derive(Debug, Default)]
-pub struct Shown {
-    /// Open flows.
-    pub flows: Vec<Value>,
-    /// How many there are.
-    pub open: usize,
-    /// Tunnel connections that are kept.
-    pub tunnels: usize,
-}
-
-/// The handle of a worker thread; it ends when the last handle is dropped.
-#[derive(Clone)]
-pub struct Handle(mpsc::Sender<Command>);
-
-impl Handle {
-    /// Accepts on a pod's listeners until the pod drains.
-    pub async fn serve(&self, member: Arc<Member>, listeners: Listeners) {
-        self.send(Command::Serve(member, listeners)).await;
-    }
-
-    /// Closes the flows of a pod (by uid).
-    pub async fn close(&self, uid: Arc<str>, refusal: Refusal) {
-        self.send(Command::Close(uid, refusal)).await;
-    }
-
-    /// What is open; at most `limit` flows in detail.
-    pub async fn show(&self, limit: usize) -> Shown {
-        let (answer, shown) = oneshot::channel();
-        self.send(Command::Show(limit, answer)).await;
-        shown.await.unwrap_or_default()
-    }
-
-    async fn send(&self, command: Command) {
-        if self.0.send(command).await.is_err() {
-            tracing::error!("a worker thread has ended");
-        }
-    }
-}
-
-/// Starts `count` worker threads.
-///
-/// # Errors
-/// A thread or its runtime cannot be made.
-pub fn start(count: usize, shared: &Shared) -> io::Result<Vec<Handle>> {
-    (0..count.max(1)).map(|index| spawn(index, shared.clone())).collect()
-}
-
-fn spawn(index: usize, shared: Shared) -> io::Result<Handle> {
-    let (send, commands) = mpsc::channel(COMMANDS);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let home = Home::here()?;
-    std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-        LocalSet::new().block_on(&runtime, Worker::new(shared, home).run(commands));
-    })?;
-    Ok(Handle(send))
-}
-
 /// What one thread owns. No locks; nothing of it leaves the thread.
 pub struct Worker {
     /// Redirection.
@@ -145,116 +65,26 @@ pub struct Worker {
     pub load: Rc<Load>,
     /// Open flows.
     pub flows: Rc<Flows>,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
+    /// Snapshots.
+    pub snapshots: watch::Receiver<Arc<Snapshot>>,
     home: Home,
-    stop: Drain,
     certificates: RefCell<HashMap<Identity, (Arc<Issued>, WorkloadTls)>>,
     entropy: RefCell<SplitMix64>,
 }
 
 impl Worker {
-    fn new(shared: Shared, home: Home) -> Rc<Self> {
+    /// Starts with nothing open; `home` is the thread's own network namespace.
+    pub fn new(shared: Shared, home: Home) -> Rc<Self> {
         Rc::new(Self {
             redirector: shared.redirector,
             pool: Pool::default(),
             load: Rc::default(),
-            flows: Flows::new(Recorder::new(shared.families), shared.max_flows),
+            flows: Flows::new(Recorder::new(shared.families), shared.max_flows, shared.stop),
             snapshots: shared.snapshots,
             home,
-            stop: shared.stop,
             certificates: RefCell::default(),
             entropy: RefCell::new(SplitMix64::new(rand::random())),
         })
-    }
-
-    async fn run(self: Rc<Self>, mut commands: mpsc::Receiver<Command>) {
-        spawn_local(self.clone().follow());
-        spawn_local(self.clone().release());
-        spawn_local(self.clone().tell());
-        while let Some(command) = commands.recv().await {
-            match command {
-                Command::Serve(member, listeners) => self.serve(&member, listeners),
-                Command::Close(uid, refusal) => self.flows.close_pod(&uid, &refusal),
-                Command::Show(limit, answer) => drop(answer.send(Shown {
-                    flows: self.flows.show(limit),
-                    open: self.flows.len(),
-                    tunnels: self.pool.connections(),
-                })),
-            }
-        }
-    }
-
-    /// Looks again at live flows and kept tunnels when the world changes.
-    async fn follow(self: Rc<Self>) {
-        let mut snapshots = self.snapshots.clone();
-        let mut policies = snapshots.borrow_and_update().policy_version();
-        while snapshots.changed().await.is_ok() {
-            let snapshot = snapshots.borrow_and_update().clone();
-            self.pool.retain(|key| snapshot.workload(&key.peer).is_some());
-            if snapshot.policy_version() != policies {
-                policies = snapshot.policy_version();
-                self.flows.recheck(&snapshot);
-            }
-        }
-    }
-
-    async fn release(self: Rc<Self>) {
-        loop {
-            tokio::time::sleep(RELEASE_EVERY).await;
-            self.pool.release_idle();
-        }
-    }
-
-    async fn tell(self: Rc<Self>) {
-        loop {
-            tokio::time::sleep(TELL_EVERY).await;
-            self.flows.tell();
-        }
-    }
-
-    fn serve(self: &Rc<Self>, member: &Arc<Member>, listeners: Listeners) {
-        self.accept(member, listeners.outbound, |worker, member, tcp, client| async move {
-            outbound::carry(&worker, &member, tcp, client).await;
-        });
-        self.accept(member, listeners.plaintext, |worker, member, tcp, client| async move {
-            inbound::plaintext(&worker, &member, tcp, client).await;
-        });
-        self.accept(member, listeners.hbone, |worker, member, tcp, client| async move {
-            inbound::hbone(&worker, &member, tcp, client).await;
-        });
-    }
-
-    fn accept<F, Fut>(self: &Rc<Self>, member: &Arc<Member>, listener: std::net::TcpListener, carry: F)
-    where
-        F: Fn(Rc<Self>, Arc<Member>, TcpStream, SocketAddr) -> Fut + 'static,
-        Fut: Future<Output = ()> + 'static,
-    {
-        let (worker, member) = (self.clone(), member.clone());
-        spawn_local(async move {
-            let listener = match TcpListener::from_std(listener) {
-                Ok(listener) => listener,
-                Err(error) => {
-                    return tracing::error!(pod = member.info.name(), %error, "listener is unusable");
-                }
-            };
-            loop {
-                let accepted = tokio::select! {
-                    accepted = listener.accept() => accepted,
-                    () = member.drain.asked() => return,
-                };
-                match accepted {
-                    Ok((tcp, client)) => {
-                        let client = SocketAddr::new(client.ip().to_canonical(), client.port());
-                        let task = carry(worker.clone(), member.clone(), tcp, client);
-                        spawn_local(member.drain.track(worker.stop.track(task)));
-                    }
-                    Err(error) => {
-                        tracing::warn!(pod = member.info.name(), %error, "accept failed");
-                        tokio::time::sleep(EXHAUSTED).await;
-                    }
-                }
-            }
-        });
     }
 
     /// The world of now.
@@ -316,22 +146,35 @@ impl Worker {
         Ok(tls)
     }
 
-    /// Connects from inside a pod's namespace, not captured; with `from`, from that address.
+    /// Connects from inside a pod's namespace, not captured.
     ///
     /// # Errors
     /// `ConnectFailed`, `ConnectTimeout`, `Internal`.
-    pub async fn connect(
+    pub async fn connect(&self, member: &Member, to: SocketAddr) -> Result<TcpStream, Refusal> {
+        let socket = self.socket(member, || dial::socket(to, None))?;
+        dial::connect(socket, to).await
+    }
+
+    /// Connects to a pod's application, from the client's address.
+    ///
+    /// # Errors
+    /// As [`Worker::connect`].
+    pub async fn reach(
         &self,
         member: &Member,
         to: SocketAddr,
         from: Option<IpAddr>,
     ) -> Result<TcpStream, Refusal> {
-        let socket = self.socket(member, to, from)?;
+        let socket = self.socket(member, || dial::local_socket(to, from))?;
         dial::connect(socket, to).await
     }
 
-    fn socket(&self, member: &Member, to: SocketAddr, from: Option<IpAddr>) -> Result<TcpSocket, Refusal> {
-        let socket = self.home.visit(&member.target.netns, || dial::socket(to, from)).map_err(|error| {
+    fn socket(
+        &self,
+        member: &Member,
+        make: impl FnOnce() -> io::Result<TcpSocket>,
+    ) -> Result<TcpSocket, Refusal> {
+        let socket = self.home.visit(&member.target.netns, make).map_err(|error| {
             Refusal::new(Reason::Internal, format!("no socket in pod {}: {error}", member.info.name()))
         })?;
         self.redirector.exempt(&SockRef::from(&socket)).map_err(|error| {

@@ -1,5 +1,6 @@
 //! Admin endpoint: health, metrics, what is published, who is connected, and why.
 
+pub mod bounded;
 mod explain;
 pub mod socket;
 

@@ -1,9 +1,12 @@
 //! Objects → what agents and waypoints are told (pure).
 
+mod external;
 mod l4;
 mod l7;
 mod services;
+mod slices;
 mod snapshot;
+mod targets;
 mod waypoints;
 mod workloads;
 
@@ -86,11 +89,17 @@ pub const USE_WAYPOINT: &str = "istio.io/use-waypoint";
 /// Label that names the Gateway that a pod or service belongs to.
 pub const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
 
+type BackendsByLabel<'a> = BTreeMap<(Arc<str>, Arc<str>), Vec<services::Backend<'a>>>;
+
 struct Context<'a> {
     store: &'a Store,
     options: &'a Options,
     /// The object behind each service.
     sources: BTreeMap<ServiceName, (&'a Key, &'a Object)>,
+    /// Selectors by namespace and their first label, so that a pod is compared with few.
+    backends: BTreeMap<Arc<str>, BackendsByLabel<'a>>,
+    /// Endpoints of each service.
+    endpoints: BTreeMap<ServiceName, Vec<WorkloadUid>>,
     /// Services that need L7, and the object that says so.
     needs: BTreeMap<ServiceName, Key>,
     out: Compiled,
@@ -98,11 +107,25 @@ struct Context<'a> {
 
 /// Compiles the objects of a folder.
 pub fn compile(store: &Store, options: &Options, memory: &mut Memory) -> Compiled {
-    let (sources, needs) = (BTreeMap::new(), BTreeMap::new());
-    let mut cx = Context { store, options, sources, needs, out: Compiled::default() };
+    let mut cx = Context {
+        store,
+        options,
+        sources: BTreeMap::new(),
+        backends: BTreeMap::new(),
+        endpoints: BTreeMap::new(),
+        needs: BTreeMap::new(),
+        out: Compiled::default(),
+    };
     services::compile(&mut cx, &mut memory.vips);
+    external::services(&mut cx, &mut memory.external);
+    memory.vips.save();
+    memory.external.save();
     workloads::compile(&mut cx);
+    external::workloads(&mut cx);
+    slices::compile(&mut cx);
+    cx.index();
     l7::compile(&mut cx, &memory.routed);
+    targets::compile(&mut cx, &memory.routed);
     l4::compile(&mut cx);
     waypoints::attach(&mut cx, &mut memory.routed);
     l4::require_waypoints(&mut cx);
@@ -142,6 +165,28 @@ impl<'a> Context<'a> {
             .range(first..)
             .take_while(move |(key, _)| key.kind == kind)
             .map(|(key, stored)| (key, &stored.object))
+    }
+
+    /// Notes a selector; an empty one selects nothing.
+    fn add_backend(&mut self, namespace: &Arc<str>, backend: services::Backend<'a>) {
+        if let Some((label, value)) = backend.selector.first_key_value() {
+            let first = (label.clone(), value.clone());
+            self.backends.entry(namespace.clone()).or_default().entry(first).or_default().push(backend);
+        }
+    }
+
+    /// Notes who backs which service, once all workloads are there.
+    fn index(&mut self) {
+        for workload in self.out.workloads.values() {
+            for (service, _) in &workload.services {
+                self.endpoints.entry(service.clone()).or_default().push(workload.uid.clone());
+            }
+        }
+    }
+
+    fn endpoints(&self, service: &ServiceName) -> impl Iterator<Item = &Workload> {
+        let uids = self.endpoints.get(service).map_or(&[][..], Vec::as_slice);
+        uids.iter().filter_map(|uid| self.out.workloads.get(uid))
     }
 
     fn namespace_labels(&self, namespace: &str) -> Option<&'a Labels> {

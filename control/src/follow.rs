@@ -17,8 +17,8 @@ use tokio::{
 
 use crate::{
     all_findings,
-    compile::{Options, compile},
-    finding::Finding,
+    compile::{Compiled, Options, compile},
+    finding::{Finding, Severity},
     memory::Memory,
     metrics::Metrics,
     provision::Provisioner,
@@ -65,7 +65,11 @@ impl Follower {
         self.read = Some(prints(&self.folder));
         self.store.load(&self.folder);
         self.metrics.folder_readable.set(self.store.readable.into());
-        let compiled = compile(&self.store, &self.options, &mut self.memory);
+        // Nothing is compiled before the folder was read once: what is remembered would be forgotten.
+        let compiled = match self.store.read {
+            true => compile(&self.store, &self.options, &mut self.memory),
+            false => Compiled::default(),
+        };
         if self.store.readable
             && let Err(error) = self.provisioner.ensure(&compiled.waypoints)
         {
@@ -108,9 +112,14 @@ fn known(kind: &str) -> &str {
 
 fn log(findings: &[Finding], before: &Published) {
     for finding in findings.iter().filter(|f| !before.findings.contains(f)) {
-        tracing::warn!(file = %finding.file, line = finding.line, object = %finding.object,
-            field = %finding.field, severity = %finding.severity, code = finding.code,
-            reason = %finding.reason, remedy = %finding.remedy, "finding");
+        let Finding { file, line, object, field, code, reason, remedy, .. } = finding;
+        match finding.severity {
+            Severity::Info => tracing::info!(file, line, object, field, code, reason, remedy, "finding"),
+            Severity::Warning => tracing::warn!(file, line, object, field, code, reason, remedy, "finding"),
+            Severity::Error => {
+                tracing::warn!(file, line, object, field, code, reason, remedy, refused = true, "finding");
+            }
+        }
     }
 }
 

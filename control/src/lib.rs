@@ -62,8 +62,7 @@ pub fn compile_folder(folder: &Path) -> (compile::Compiled, Report) {
 pub fn all_findings(store: &Store, compiled: &compile::Compiled) -> Vec<Finding> {
     let notes = compiled.notes.iter().filter_map(|(key, problem)| {
         let stored = store.objects.get(key)?;
-        let line = stored.line + lines::locate(&stored.text, &problem.field) - 1;
-        Some(problem.clone().placed(&stored.file, line, &key.to_string()))
+        Some(stored.finding(key, problem.clone()))
     });
     let mut findings: Vec<Finding> = store.findings.iter().cloned().chain(notes).collect();
     findings.sort_by(|a, b| (&a.file, a.line, &a.field).cmp(&(&b.file, b.line, &b.field)));

@@ -8,11 +8,16 @@ use mesh_core::model::ServiceName;
 
 use crate::{disk, vips::Vips};
 
+/// Where addresses of ServiceEntry hosts come from: reserved space that nobody routes, as in Istio.
+const EXTERNAL: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(240, 240, 0, 0), 16);
+
 /// Everything that is remembered.
 #[derive(Debug)]
 pub struct Memory {
     /// Virtual addresses.
     pub vips: Vips,
+    /// Virtual addresses of hosts outside the cluster.
+    pub external: Vips,
     /// Services behind our own waypoints.
     pub routed: Routed,
 }
@@ -21,7 +26,11 @@ impl Memory {
     /// Kept in `state`; without one it lasts as long as the value.
     pub fn new(services: Ipv4Net, state: Option<&Path>) -> Self {
         let file = |name: &str| state.map(|folder| folder.join(name));
-        Self { vips: Vips::new(services, file("vips.json")), routed: Routed::new(file("routed.json")) }
+        Self {
+            vips: Vips::new(services, file("vips.json")),
+            external: Vips::new(EXTERNAL, file("external-vips.json")),
+            routed: Routed::new(file("routed.json")),
+        }
     }
 }
 
@@ -42,6 +51,11 @@ impl Routed {
     /// Whether a service was routed before.
     pub fn contains(&self, service: &ServiceName) -> bool {
         self.services.contains(service)
+    }
+
+    /// Services that were routed before.
+    pub fn all(&self) -> &BTreeSet<ServiceName> {
+        &self.services
     }
 
     /// Remembers exactly these.

@@ -67,7 +67,7 @@ impl Metrics {
         let push = opts("push_seconds", "From the end of a compilation to a client's answer.");
         let push = HistogramVec::new(push, &["type"])?;
         registry.register(Box::new(push.clone()))?;
-        Ok(Self {
+        let all = Self {
             objects: gauges("objects", "Objects in effect.", &["kind"])?,
             findings: gauges("findings", "Findings about objects.", &["kind", "severity", "code"])?,
             clients: gauges("clients", "Connected clients.", &["kind"])?,
@@ -81,7 +81,15 @@ impl Metrics {
             folder_readable: gauge("folder_readable", "1 when the folder could be read the last time.")?,
             certificates: counters("certificates_total", "Certificate requests.", &["result"])?,
             registry,
-        })
+        };
+        // There from the start, so that a rate over them is right from the first event on.
+        for kind in ["agent", "waypoint"] {
+            all.clients.with_label_values(&[kind]).set(0);
+        }
+        for result in ["issued", "refused"] {
+            all.certificates.with_label_values(&[result]).reset();
+        }
+        Ok(all)
     }
 
     /// Counts a compilation.

@@ -1,8 +1,10 @@
 //! Documents → objects: what each kind says, with every field that has no effect named.
 
 mod authz;
+mod external;
 mod kube;
 mod rule;
+mod slice;
 pub mod stand_in;
 mod virtual_service;
 
@@ -11,8 +13,10 @@ use std::{collections::BTreeMap, fmt, sync::Arc};
 use serde_json::Value;
 
 pub use authz::{Authorization, Mode, PeerAuth, cidr};
-pub use kube::{Entry, Gateway, Pod, Service, ServicePort, TargetPort};
+pub use external::{Entry, Place, Resolution, ServiceEntry};
+pub use kube::{Gateway, Pod, Service, ServicePort, TargetPort};
 pub use rule::DestinationRule;
+pub use slice::{Slice, SliceEndpoint};
 pub use virtual_service::VirtualService;
 
 use crate::{
@@ -74,6 +78,10 @@ pub enum Body {
     Service(Service),
     /// WorkloadEntry.
     Entry(Entry),
+    /// ServiceEntry.
+    ServiceEntry(ServiceEntry),
+    /// EndpointSlice.
+    Slice(Slice),
     /// VirtualService.
     VirtualService(VirtualService),
     /// DestinationRule.
@@ -90,11 +98,11 @@ const CLUSTER_KINDS: [&str; 2] = ["Namespace", "Node"];
 const PLAIN: [&str; 7] =
     ["Namespace", "Node", "ServiceAccount", "Deployment", "StatefulSet", "ReplicaSet", "ConfigMap"];
 /// Kinds that Istio's users expect to work and that we do not read.
-const NOT_YET: [&str; 6] =
-    ["ServiceEntry", "EndpointSlice", "RequestAuthentication", "EnvoyFilter", "Sidecar", "HTTPRoute"];
+const NOT_YET: [&str; 7] =
+    ["Endpoints", "RequestAuthentication", "EnvoyFilter", "Sidecar", "Telemetry", "HTTPRoute", "GRPCRoute"];
 
 /// Kinds that are read.
-pub const KINDS: [&str; 15] = [
+pub const KINDS: [&str; 17] = [
     "Namespace",
     "Node",
     "ServiceAccount",
@@ -105,6 +113,8 @@ pub const KINDS: [&str; 15] = [
     "Pod",
     "Service",
     "WorkloadEntry",
+    "ServiceEntry",
+    "EndpointSlice",
     "Gateway",
     "VirtualService",
     "DestinationRule",
@@ -133,7 +143,9 @@ pub fn parse(value: &Value, sink: &Sink) -> (Key, Option<Object>) {
     let body = match &*kind {
         "Pod" => Some(Body::Pod(kube::pod(&doc))),
         "Service" => spec(&mut |s| Body::Service(kube::service(&s))),
-        "WorkloadEntry" => spec(&mut |s| Body::Entry(kube::entry(&s))),
+        "WorkloadEntry" => spec(&mut |_| Body::Entry(external::entry(&doc))),
+        "ServiceEntry" => spec(&mut |s| Body::ServiceEntry(external::service_entry(&s))),
+        "EndpointSlice" => Some(Body::Slice(slice::parse(&doc, &meta.labels))),
         "Gateway" => spec(&mut |s| Body::Gateway(kube::gateway(&s))),
         "VirtualService" => spec(&mut |s| Body::VirtualService(virtual_service::parse(&s, &namespace))),
         "DestinationRule" => spec(&mut |s| Body::DestinationRule(rule::parse(&s, &namespace))),

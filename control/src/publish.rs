@@ -32,6 +32,8 @@ pub type Resources = BTreeMap<String, Arc<Resource>>;
 pub struct Published {
     /// Counts up with every change; 0 before the folder was read once.
     pub version: u64,
+    /// The version in which each type changed last.
+    pub changed: BTreeMap<&'static str, u64>,
     /// When it was published.
     pub at: Instant,
     /// By type url.
@@ -51,6 +53,7 @@ impl Default for Published {
     fn default() -> Self {
         Self {
             version: 0,
+            changed: BTreeMap::new(),
             at: Instant::now(),
             types: BTreeMap::new(),
             compiled: Compiled::default(),
@@ -65,11 +68,20 @@ impl Default for Published {
 impl Published {
     /// Encodes what was compiled from a store, as the successor of another configuration.
     pub fn next(before: &Self, store: &Store, compiled: Compiled, findings: Vec<Finding>) -> Self {
-        let types = encode(&compiled);
-        let changed = store.read && (before.version == 0 || !same(&before.types, &types));
+        let types = if store.read { encode(&compiled) } else { BTreeMap::new() };
+        let differs = |(name, now): (&&'static str, &Resources)| {
+            let same = before.types.get(name).is_some_and(|then| same(then, now));
+            (!same).then_some(*name)
+        };
+        let different: Vec<&str> = types.iter().filter_map(differs).collect();
+        let moved = before.compiled.waypoint_of != compiled.waypoint_of;
+        let version = before.version + u64::from(!different.is_empty() || moved);
+        let mut changed = before.changed.clone();
+        changed.extend(different.into_iter().map(|name| (name, version)));
         let objects = store.objects.iter().map(|(key, s)| (key.clone(), s.file.clone(), s.line));
         Self {
-            version: before.version + u64::from(changed),
+            version,
+            changed,
             types,
             findings,
             accounts: accounts(store),
@@ -85,10 +97,9 @@ impl Published {
     }
 }
 
-fn same(a: &BTreeMap<&str, Resources>, b: &BTreeMap<&str, Resources>) -> bool {
-    let versions =
-        |r: &Resources| r.values().map(|r| (r.name.clone(), r.version.clone())).collect::<Vec<_>>();
-    a.len() == b.len() && a.iter().zip(b).all(|((_, x), (_, y))| versions(x) == versions(y))
+fn same(a: &Resources, b: &Resources) -> bool {
+    let equal = |(x, y): (&Arc<Resource>, &Arc<Resource>)| x.name == y.name && x.version == y.version;
+    a.len() == b.len() && a.values().zip(b.values()).all(equal)
 }
 
 /// Encodes everything.

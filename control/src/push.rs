@@ -42,6 +42,8 @@ struct Conversation {
     caller: Caller,
     opened: Instant,
     session: Session,
+    /// Version that was pushed last; types opened later have at least this one.
+    pushed: u64,
     current: watch::Receiver<Arc<Published>>,
     clients: Arc<Clients>,
     out: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
@@ -125,7 +127,11 @@ impl Conversation {
 
     async fn push(&mut self) -> Result<(), Gone> {
         let current = self.current.borrow_and_update().clone();
+        let since = std::mem::replace(&mut self.pushed, current.version);
         for (type_url, removals) in ORDER {
+            if current.unchanged(type_url, &self.caller, since) {
+                continue;
+            }
             let view = current.view(type_url, &self.caller);
             if let Some(response) = self.session.response(type_url, &view, removals) {
                 self.send(response, &current, view.len()).await?;
@@ -164,6 +170,7 @@ impl AggregatedDiscoveryService for Push {
             caller,
             opened: Instant::now(),
             session: Session::default(),
+            pushed: 0,
             current: self.current.clone(),
             clients: self.clients.clone(),
             out,

@@ -154,9 +154,19 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// A list of texts.
+    /// A list of texts; an element that is nothing or empty is an error, because without it the list would
+    /// mean something else.
     pub fn strings(&self, name: &str) -> Vec<Arc<str>> {
-        self.each(name, |item| Arc::from(item.text().unwrap_or_default()))
+        self.each(name, |item| Arc::from(item.element().unwrap_or_default()))
+    }
+
+    /// An element of a list as text that says something.
+    pub fn element(&self) -> Option<&'a str> {
+        let text = self.text().filter(|text| !text.is_empty());
+        if text.is_none() && (!self.present() || self.value.is_string()) {
+            self.error("missing-value", "is an empty element of a list", "write a value or remove it");
+        }
+        text
     }
 
     /// A mapping of texts.

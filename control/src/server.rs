@@ -15,7 +15,11 @@ use tokio::{
 use tonic::transport::{Identity, Server, ServerTlsConfig, server::TcpIncoming};
 
 use crate::{
-    admin::{Admin, router, socket},
+    admin::{
+        Admin,
+        bounded::{Bounded, CONNECTIONS},
+        router, socket,
+    },
     auth::Tokens,
     ca::{Ca, CaService, Given},
     compile::Options,
@@ -79,16 +83,7 @@ pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)
     let metrics = Metrics::new()?;
     let (sender, current) = watch::channel(Arc::new(Published::default()));
     let clients = Arc::new(Clients::new(metrics.clone()));
-    let follower = Follower {
-        folder: config.folder.clone(),
-        options: config.options.clone(),
-        memory: Memory::new(config.service_cidr, Some(&config.state)),
-        provisioner: Box::new(FolderProvisioner::new(&config.folder)),
-        metrics: metrics.clone(),
-        out: sender,
-        store: Store::default(),
-        read: None,
-    };
+    let follower = follower(&config, &metrics, sender);
     let following = tokio::spawn(follow(built(follower, Follower::build).await?));
     let tokens = Tokens(config.tokens.clone());
     let push = Push { current: current.clone(), tokens: tokens.clone(), clients: clients.clone() };
@@ -102,7 +97,7 @@ pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)
     let admin = router(Admin { folder: config.folder.clone(), current, clients, metrics });
     let listener = TcpListener::bind(config.admin).await.context("admin address cannot be bound")?;
     let admin_address = listener.local_addr()?;
-    let served = axum::serve(listener, admin.clone());
+    let served = axum::serve(Bounded::new(listener, CONNECTIONS), admin.clone());
     // Bound to the end of this function: the file goes with it.
     let (local, _file) = match &config.admin_socket {
         Some(path) => socket::bind(path).await.map(|(listener, file)| (Some(listener), Some(file)))?,
@@ -110,20 +105,16 @@ pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)
     };
     let locally = async {
         match local {
-            Some(listener) => axum::serve(listener, admin).await,
+            Some(listener) => axum::serve(Bounded::new(listener, CONNECTIONS), admin).await,
             None => std::future::pending().await,
         }
     };
-    let mut names = vec!["localhost".to_string(), "127.0.0.1".into(), config.listen.ip().to_string()];
-    names.extend(config.names.iter().cloned());
-    let (chain, key) = ca.server(names)?;
-    let tls = ServerTlsConfig::new().identity(Identity::from_pem(chain, key));
     let incoming = TcpIncoming::bind(config.listen).map_err(anyhow::Error::msg)?;
     let address = incoming.local_addr()?;
     bound(address, admin_address);
     tracing::info!(listen = %address, admin = %admin_address, "control plane started");
     let grpc = Server::builder()
-        .tls_config(tls)?
+        .tls_config(tls(&ca, &config)?)?
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_ANSWER))
         .add_service(AggregatedDiscoveryServiceServer::new(push).max_decoding_message_size(REQUEST_LIMIT))
@@ -137,4 +128,24 @@ pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)
         _ = interrupted.recv() => Ok(()),
         _ = terminated.recv() => Ok(()),
     }
+}
+
+fn follower(config: &Config, metrics: &Metrics, out: watch::Sender<Arc<Published>>) -> Follower {
+    Follower {
+        folder: config.folder.clone(),
+        options: config.options.clone(),
+        memory: Memory::new(config.service_cidr, Some(&config.state)),
+        provisioner: Box::new(FolderProvisioner::new(&config.folder)),
+        metrics: metrics.clone(),
+        out,
+        store: Store::default(),
+        read: None,
+    }
+}
+
+fn tls(ca: &Ca, config: &Config) -> Result<ServerTlsConfig> {
+    let mut names = vec!["localhost".to_string(), "127.0.0.1".into(), config.listen.ip().to_string()];
+    names.extend(config.names.iter().cloned());
+    let (chain, key) = ca.server(names)?;
+    Ok(ServerTlsConfig::new().identity(Identity::from_pem(chain, key)))
 }

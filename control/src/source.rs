@@ -27,6 +27,8 @@ pub struct Stored {
     pub line: usize,
     /// Text of the document, for lines of later findings.
     pub text: String,
+    /// Where the object is in its document: `items[0].` in a list, else empty.
+    pub prefix: String,
     /// What it says.
     pub object: Object,
     /// Takes the place of a refused document that has no earlier version.
@@ -44,6 +46,17 @@ pub struct Store {
     pub read: bool,
     /// The folder itself could be read the last time.
     pub readable: bool,
+    /// Some routes may be missing: a file cannot be read, or a VirtualService without an earlier version
+    /// is refused. What is absent may then be wanted all the same.
+    pub doubtful: bool,
+}
+
+impl Stored {
+    /// A problem of this object at its line.
+    pub fn finding(&self, key: &Key, problem: Problem) -> Finding {
+        let line = self.line + locate(&self.text, &format!("{}{}", self.prefix, problem.field)) - 1;
+        problem.placed(&self.file, line, &key.to_string())
+    }
 }
 
 /// One pass over the folder.
@@ -80,6 +93,8 @@ impl Store {
         for (key, stored) in std::mem::take(&mut load.stand_ins) {
             load.objects.entry(key).or_insert(stored);
         }
+        let lost = |key: &Key| &*key.kind == "VirtualService" && !load.objects.contains_key(key);
+        self.doubtful = !load.unreadable.is_empty() || load.refused.iter().any(lost);
         (self.objects, self.findings) = (load.objects, load.findings);
     }
 }
@@ -119,11 +134,11 @@ impl Load {
         match serde_norway::Deserializer::from_str(&doc.text).next().map(Value::deserialize) {
             None | Some(Ok(Value::Null)) => {}
             Some(Ok(value)) if value["kind"].as_str().is_some_and(|k| k.ends_with("List")) => {
-                for item in value["items"].as_array().into_iter().flatten() {
-                    self.object(doc, item);
+                for (index, item) in value["items"].as_array().into_iter().flatten().enumerate() {
+                    self.object(doc, &format!("items[{index}]."), item);
                 }
             }
-            Some(Ok(value)) => self.object(doc, &value),
+            Some(Ok(value)) => self.object(doc, "", &value),
             Some(Err(error)) => {
                 let line = doc.line + error.location().map_or(0, |at| at.line().saturating_sub(1));
                 let reason = format!("is no YAML: {error}");
@@ -134,15 +149,16 @@ impl Load {
         }
     }
 
-    fn object(&mut self, doc: &Document, value: &Value) {
+    fn object(&mut self, doc: &Document, prefix: &str, value: &Value) {
         let sink = Sink::default();
         let (key, object) = parse(value, &sink);
         let problems = sink.into_problems();
-        self.report(doc, &key, &problems);
+        self.report(doc, prefix, &key, &problems);
         let stored = |object, stand_in| Stored {
             file: doc.file.clone(),
             line: doc.line,
             text: doc.text.clone(),
+            prefix: prefix.into(),
             object,
             stand_in,
         };
@@ -165,14 +181,14 @@ impl Load {
             let reason = format!("is also in {}:{}, which is used", first.file, first.line);
             let code = "duplicate";
             let twice = problem("metadata.name", Severity::Error, code, reason, "keep one of them");
-            return self.report(doc, &key, &[twice]);
+            return self.report(doc, &stored.prefix, &key, &[twice]);
         }
         self.objects.insert(key, stored);
     }
 
-    fn report(&mut self, doc: &Document, key: &Key, problems: &[Problem]) {
+    fn report(&mut self, doc: &Document, prefix: &str, key: &Key, problems: &[Problem]) {
         for problem in problems {
-            let line = doc.line + locate(&doc.text, &problem.field) - 1;
+            let line = doc.line + locate(&doc.text, &format!("{prefix}{}", problem.field)) - 1;
             self.findings.push(problem.clone().placed(&doc.file, line, &key.to_string()));
         }
     }

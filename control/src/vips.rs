@@ -17,42 +17,97 @@ pub struct Vips {
     range: Ipv4Net,
     file: Option<PathBuf>,
     given: BTreeMap<String, Ipv4Addr>,
+    used: BTreeSet<Ipv4Addr>,
     reserved: BTreeSet<IpAddr>,
+    /// Who asked in this round and in the one before: addresses of others may be given again.
+    asked: BTreeSet<String>,
+    asked_before: BTreeSet<String>,
+    unsaved: bool,
 }
 
 impl Vips {
     /// Addresses from `range`; what `file` remembers is kept.
     pub fn new(range: Ipv4Net, file: Option<PathBuf>) -> Self {
-        let given = file.as_deref().map(disk::load).unwrap_or_default();
-        Self { range, file, given, reserved: BTreeSet::new() }
+        let mut given: BTreeMap<String, Ipv4Addr> = file.as_deref().map(disk::load).unwrap_or_default();
+        given.retain(|_, ip| range.contains(&*ip));
+        Self {
+            range,
+            file,
+            used: given.values().copied().collect(),
+            given,
+            reserved: BTreeSet::new(),
+            asked: BTreeSet::new(),
+            asked_before: BTreeSet::new(),
+            unsaved: false,
+        }
     }
 
-    /// Addresses that objects give themselves.
+    /// Begins a round: addresses that objects give themselves are not given to others.
     pub fn reserve(&mut self, taken: impl Iterator<Item = IpAddr>) {
         self.reserved = taken.collect();
+        self.asked_before = std::mem::take(&mut self.asked);
     }
 
-    /// The address of a service; none when the range is full.
+    /// The address of a service; none when the range is full of services that exist.
     pub fn get(&mut self, service: &str) -> Option<IpAddr> {
-        if let Some(known) = self.given.get(service).filter(|ip| self.range.contains(*ip)) {
+        self.asked.insert(service.into());
+        if let Some(known) = self.given.get(service) {
             return Some(IpAddr::V4(*known));
         }
-        let size = 1_u64 << (32 - self.range.prefix_len());
-        let usable = size.saturating_sub(2).max(1);
-        let start = XxHash64::oneshot(0, service.as_bytes()) % usable;
-        let base = u64::from(u32::from(self.range.network()));
-        let used: BTreeSet<Ipv4Addr> = self.given.values().copied().collect();
-        let free = (0..usable)
-            .filter_map(|step| u32::try_from(base + 1 + (start + step) % usable).ok().map(Ipv4Addr::from))
-            .find(|ip| !used.contains(ip) && !self.reserved.contains(&IpAddr::V4(*ip)))?;
+        let free = self.free(service).or_else(|| {
+            self.forget_the_gone();
+            self.free(service)
+        })?;
         self.given.insert(service.into(), free);
-        self.save();
+        self.used.insert(free);
+        self.unsaved = true;
         Some(IpAddr::V4(free))
     }
 
-    fn save(&self) {
-        if let Some(file) = &self.file {
+    /// The first free address from a place that depends on the name only.
+    fn free(&self, service: &str) -> Option<Ipv4Addr> {
+        let size = 1_u64 << (32 - self.range.prefix_len());
+        let usable = size.saturating_sub(2).max(1);
+        if self.used.len() as u64 >= usable {
+            return None;
+        }
+        let start = XxHash64::oneshot(0, service.as_bytes()) % usable;
+        let base = u64::from(u32::from(self.range.network()));
+        (0..usable)
+            .filter_map(|step| u32::try_from(base + 1 + (start + step) % usable).ok().map(Ipv4Addr::from))
+            .find(|ip| !self.used.contains(ip) && !self.reserved.contains(&IpAddr::V4(*ip)))
+    }
+
+    fn forget_the_gone(&mut self) {
+        let here = |name: &String| self.asked.contains(name) || self.asked_before.contains(name);
+        self.given.retain(|name, _| here(name));
+        self.used = self.given.values().copied().collect();
+        self.unsaved = true;
+    }
+
+    /// Writes what was given since the last time.
+    pub fn save(&mut self) {
+        if let (Some(file), true) = (&self.file, self.unsaved) {
             disk::save(file, &self.given, "virtual addresses");
         }
+        self.unsaved = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_range_gives_addresses_of_services_that_are_gone_again() {
+        let mut vips = Vips::new("10.0.0.0/30".parse().unwrap(), None);
+        let round = |vips: &mut Vips, names: [&str; 2]| {
+            vips.reserve(std::iter::empty());
+            names.map(|name| vips.get(name))
+        };
+        let [a, b] = round(&mut vips, ["a", "b"]);
+        assert!(a.is_some() && b.is_some() && a != b);
+        assert_eq!(round(&mut vips, ["a", "c"]), [a, None], "b was there a moment ago");
+        assert_eq!(round(&mut vips, ["a", "c"]), [a, b]);
     }
 }

@@ -90,9 +90,23 @@ fn the_last_good_version_stays_when_a_file_is_broken_or_half_written() {
 fn a_service_keeps_its_virtual_address_whatever_else_comes() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("vips.json");
-    let first = Vips::new(control::SERVICE_CIDR, Some(file.clone())).get("default/web");
+    let mut vips = Vips::new(control::SERVICE_CIDR, Some(file.clone()));
+    let first = vips.get("default/web");
+    vips.save();
     let mut again = Vips::new(control::SERVICE_CIDR, Some(file));
     let others: Vec<_> = (0..200).map(|i| again.get(&format!("default/other-{i}"))).collect();
     assert!(first.is_some() && !others.contains(&first));
     assert_eq!(again.get("default/web"), first);
+}
+
+#[test]
+fn an_object_in_a_list_is_found_at_its_own_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let list = "kind: List\nitems:\n- kind: Service\n  metadata:\n    name: a\n  spec:\n    ports:\n    - port: 80\n\
+                - kind: Service\n  metadata:\n    name: b\n  spec:\n    ports:\n    - port: 99999\n";
+    std::fs::write(folder.path().join("list.yaml"), list).unwrap();
+    let (compiled, report) = compile_folder(folder.path());
+    assert_eq!(compiled.services.len(), 1);
+    let found: Vec<_> = report.findings.iter().map(|f| (f.line, &*f.object, &*f.field)).collect();
+    assert_eq!(found, [(14, "Service default/b", "spec.ports[0].port")]);
 }

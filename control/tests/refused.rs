@@ -147,11 +147,20 @@ fn a_stand_in_is_no_earlier_version_and_goes_with_its_document() {
 }
 
 #[test]
-fn an_unknown_field_refuses_a_policy_instead_of_widening_it() {
+fn an_unknown_field_or_an_empty_value_refuses_a_policy_instead_of_widening_it() {
     for (spec, field) in [
         ("  rules: [{form: [{source: {principals: [x]}}]}]\n", "spec.rules[0].form"),
         ("  rules: [{from: [{sources: {principals: [x]}}]}]\n", "spec.rules[0].from[0].sources"),
         ("  rules: [{from: [{source: {}}]}]\n", "spec.rules[0].from[0].source"),
+        ("  rules: [{to: [{operation: {ports: []}}]}]\n", "spec.rules[0].to[0].operation"),
+        ("  rules: [null]\n", "spec.rules[0]"),
+        (
+            "  rules: [{from: [{source: {ipBlocks: [null, 10.0.0.1]}}]}]\n",
+            "spec.rules[0].from[0].source.ipBlocks[0]",
+        ),
+        ("  rules: [{from: [{source: {principals: ['']}}]}]\n", "spec.rules[0].from[0].source.principals[0]"),
+        ("  rules: [{when: [{key: source.ip}]}]\n", "spec.rules[0].when[0]"),
+        ("  rules: [{when: [{key: destination.port, values: [http]}]}]\n", "spec.rules[0].when[0].values[0]"),
         ("  action: DENY\n  rule: [{}]\n", "spec.rule"),
     ] {
         let (compiled, findings) = once(&authorization(spec));

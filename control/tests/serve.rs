@@ -58,7 +58,6 @@ async fn an_agent_follows_the_folder_over_tls() {
         node_id: "ztunnel~10.0.0.9~agent.culvert~culvert.svc.cluster.local".into(),
         metadata: BTreeMap::new(),
         types: vec![wire::ADDRESS_TYPE, wire::AUTHORIZATION_TYPE],
-        cache: None,
     };
     let (status, _) = watch::channel(xds::XdsStatus::default());
     let cancel = CancellationToken::new();

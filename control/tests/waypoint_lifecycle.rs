@@ -122,3 +122,17 @@ fn a_service_without_endpoints_for_a_moment_keeps_its_waypoint() {
     assert!(compiled.workloads.values().all(|w| &*w.name != "web-1" || w.tunnel == Tunnel::None));
     assert_eq!(compiled.waypoints.len(), 0, "what left the mesh needs none");
 }
+
+#[test]
+fn what_was_routed_stays_routed_while_its_routes_cannot_be_read() {
+    let unreadable = ROUTES.replace("spec: {", "spec: {http: [");
+    let refused = ROUTES.replace("http: [{", "http: [{timeout: soon, ");
+    for broken in [unreadable, refused] {
+        let mut cluster = Cluster::new();
+        cluster.routed(&[WEB, POD, ROUTES, &waypoint(true)]);
+        cluster.restart();
+        assert!(cluster.routed(&[WEB, POD, &broken, &waypoint(true)]), "{broken}");
+        assert!(cluster.routed(&[WEB, POD, ROUTES, &waypoint(true)]));
+        assert!(!Cluster::new().routed(&[WEB, POD, &broken, &waypoint(true)]), "nothing is made up");
+    }
+}

@@ -165,3 +165,20 @@ async fn a_waypoint_learns_policies_before_what_they_protect_and_forgets_them_af
     assert_eq!(removed.first().unwrap().0, ADDRESS_TYPE);
     assert_eq!(removed.last().unwrap().1, ["default/p"]);
 }
+
+#[tokio::test]
+async fn an_agent_learns_a_policy_before_the_workload_that_names_it() {
+    let running = Running::start(&[]).await;
+    let mut talk = running.stream("one").await;
+    talk.open(ADDRESS_TYPE, &[]).await;
+    talk.open(AUTHORIZATION_TYPE, &[]).await;
+    let policy =
+        "kind: AuthorizationPolicy\nmetadata: {name: p}\nspec: {selector: {matchLabels: {app: web}}}\n";
+    running.write("mesh.yaml", &[MESH.split("---").nth(1).unwrap(), policy].join("\n---\n"));
+    let came = [talk.next().await.unwrap().unwrap(), talk.next().await.unwrap().unwrap()];
+    assert_eq!([names(&came[0]), names(&came[1])], [["default/p"], ["Kubernetes//Pod/default/web-1"]]);
+    std::fs::remove_file(running.cluster().join("mesh.yaml")).unwrap();
+    let went = [talk.next().await.unwrap().unwrap(), talk.next().await.unwrap().unwrap()];
+    assert_eq!(went[0].removed_resources, ["Kubernetes//Pod/default/web-1"]);
+    assert_eq!(went[1].removed_resources, ["default/p"]);
+}

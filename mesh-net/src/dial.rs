@@ -26,8 +26,13 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// # Errors
 /// The kernel's.
 pub fn socket(to: SocketAddr, from: Option<IpAddr>) -> io::Result<TcpSocket> {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_nonblocking(true)?;
+    let socket = bound(to, from)?;
+    tune(&socket)?;
+    Ok(TcpSocket::from_std_stream(socket.into()))
+}
+
+fn bound(to: SocketAddr, from: Option<IpAddr>) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     if let Some(from) = from {
         socket.set_mark(MARK)?;
         // The option of IPv4 covers the socket as a whole, IPv6 included.
@@ -36,7 +41,17 @@ pub fn socket(to: SocketAddr, from: Option<IpAddr>) -> io::Result<TcpSocket> {
         setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
         socket.bind(&SocketAddr::new(from, 0).into())?;
     }
-    tune(&socket)?;
+    Ok(socket)
+}
+
+/// As [`socket`], for an application in the same namespace: the kernel tells at once when it is gone,
+/// so nothing is kept alive.
+///
+/// # Errors
+/// The kernel's.
+pub fn local_socket(to: SocketAddr, from: Option<IpAddr>) -> io::Result<TcpSocket> {
+    let socket = bound(to, from)?;
+    socket.set_tcp_nodelay(true)?;
     Ok(TcpSocket::from_std_stream(socket.into()))
 }
 
@@ -60,7 +75,8 @@ pub fn prepare(stream: &TcpStream) -> io::Result<()> {
     tune(&SockRef::from(stream))
 }
 
-fn tune(socket: &Socket) -> io::Result<()> {
+/// No delay, and keepalive as Istio's.
+pub(crate) fn tune(socket: &Socket) -> io::Result<()> {
     let every = Duration::from_secs(180);
     socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new().with_time(every).with_interval(every).with_retries(9);

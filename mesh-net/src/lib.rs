@@ -1,5 +1,6 @@
-//! Doing what `mesh-core` decides: TLS and identity, HBONE, relay, xDS, telemetry.
+//! Doing what `mesh-core` decides: TLS and identity, HBONE, relay, xDS, telemetry, admin endpoints.
 
+pub mod admin;
 pub mod api;
 pub mod ca;
 pub mod dial;

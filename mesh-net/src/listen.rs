@@ -8,10 +8,13 @@ use std::{
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::dial;
+
 const BACKLOG: i32 = 1024;
 
 /// Listens on every address, both families; IPv4 alone where there is no IPv6. Non-blocking, to be
-/// given to `tokio::net::TcpListener::from_std`. `transparent` accepts connections to any address
+/// given to `tokio::net::TcpListener::from_std`. What it
+/// accepts has no delay and keepalive as [`dial::prepare`] sets them. `transparent` accepts connections to any address
 /// (needs CAP_NET_ADMIN).
 ///
 /// # Errors
@@ -48,6 +51,8 @@ fn bind(address: SocketAddr, transparent: bool, shared: bool) -> io::Result<TcpL
         // The option of IPv4 covers the socket as a whole, IPv6 included.
         socket.set_ip_transparent_v4(true)?;
     }
+    // Accepted connections inherit these.
+    dial::tune(&socket)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

@@ -3,12 +3,16 @@
 #[cfg(test)]
 mod tests;
 
-use std::{cell::Cell, future::poll_fn, io, net::Shutdown, time::Duration};
+use std::{cell::Cell, future::poll_fn, io, net::Shutdown, pin::Pin, task::Poll, time::Duration};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use mesh_core::outcome::Reason;
 use socket2::SockRef;
-use tokio::net::TcpStream;
+use tokio::{
+    io::Interest,
+    net::{TcpStream, tcp::ReadHalf},
+};
+use tokio_util::io::poll_read_buf;
 
 use crate::hbone::{HboneStream, MAX_WRITE};
 
@@ -45,39 +49,45 @@ enum Side {
 /// # Errors
 /// `near` is the reason when the socket fails, `far` when the tunnel does.
 pub async fn tunnel(
-    tcp: TcpStream,
+    mut tcp: TcpStream,
     mut stream: HboneStream,
     counters: &Counters,
     near: Reason,
     far: Reason,
 ) -> Result<(), Broken> {
     let (up, down) = (&mut stream.up, &mut stream.down);
+    let (mut reader, writer) = tcp.split();
     let sending = async {
         let mut size = MIN_BUFFER;
         loop {
             tokio::select! {
-                ready = tcp.readable() => ready.map_err(Side::Tcp)?,
-                error = poll_fn(|cx| up.poll_reset(cx)) => return Err(Side::Far(error)),
+                biased;
+                ready = reader.readable() => ready.map_err(Side::Tcp)?,
+                reset = poll_fn(|cx| up.poll_reset(cx)) => return reset.map_err(Side::Far),
             }
-            let room = poll_fn(|cx| up.poll_room(cx, size)).await.map_err(Side::Far)?;
-            match read(&tcp, room, &mut size).map_err(Side::Tcp)? {
+            let room = tokio::select! {
+                biased;
+                room = poll_fn(|cx| up.poll_room(cx, size)) => room.map_err(Side::Far)?,
+                error = failure(reader.as_ref()) => return Err(Side::Tcp(error)),
+            };
+            match read(&mut reader, room, &mut size).await.map_err(Side::Tcp)? {
                 Some(bytes) if bytes.is_empty() => return up.finish().map_err(Side::Far),
                 Some(bytes) => {
                     add(&counters.sent, bytes.len());
                     up.send(bytes).map_err(Side::Far)?;
                 }
-                None => {}
+                None => up.give_back(),
             }
         }
     };
     let receiving = async {
         while let Some(bytes) = poll_fn(|cx| down.poll_chunk(cx)).await.map_err(Side::Far)? {
             let count = bytes.len();
-            write_all(&tcp, &bytes).await.map_err(Side::Tcp)?;
+            write_all(writer.as_ref(), &bytes).await.map_err(Side::Tcp)?;
             add(&counters.received, count);
             down.release(count);
         }
-        end(&tcp).map_err(Side::Tcp)
+        end(writer.as_ref()).map_err(Side::Tcp)
     };
     match tokio::try_join!(sending, receiving) {
         Ok(_) => Ok(()),
@@ -97,10 +107,15 @@ pub async fn tunnel(
 ///
 /// # Errors
 /// `ClientReset` when reading from or writing to `client` fails, else `UpstreamReset`.
-pub async fn plain(client: TcpStream, upstream: TcpStream, counters: &Counters) -> Result<(), Broken> {
+pub async fn plain(
+    mut client: TcpStream,
+    mut upstream: TcpStream,
+    counters: &Counters,
+) -> Result<(), Broken> {
+    let ((from_client, to_client), (from_upstream, to_upstream)) = (client.split(), upstream.split());
     let result = tokio::try_join!(
-        copy(&client, &upstream, &counters.sent, Side::Tcp, Side::Far),
-        copy(&upstream, &client, &counters.received, Side::Far, Side::Tcp),
+        copy(from_client, to_upstream.as_ref(), &counters.sent, Side::Tcp, Side::Far),
+        copy(from_upstream, to_client.as_ref(), &counters.received, Side::Far, Side::Tcp),
     );
     let (reason, source) = match result {
         Ok(_) => return Ok(()),
@@ -113,7 +128,7 @@ pub async fn plain(client: TcpStream, upstream: TcpStream, counters: &Counters) 
 }
 
 async fn copy(
-    from: &TcpStream,
+    mut from: ReadHalf<'_>,
     to: &TcpStream,
     counter: &Cell<u64>,
     reading: fn(io::Error) -> Side,
@@ -122,7 +137,7 @@ async fn copy(
     let mut size = MIN_BUFFER;
     loop {
         from.readable().await.map_err(reading)?;
-        match read(from, size, &mut size).map_err(reading)? {
+        match read(&mut from, size, &mut size).await.map_err(reading)? {
             Some(bytes) if bytes.is_empty() => return end(to).map_err(writing),
             Some(bytes) => {
                 write_all(to, &bytes).await.map_err(writing)?;
@@ -133,17 +148,29 @@ async fn copy(
     }
 }
 
-/// Reads what is there, up to `room`; none when nothing is, empty at the end. `size` follows the load.
-fn read(tcp: &TcpStream, room: usize, size: &mut usize) -> io::Result<Option<Bytes>> {
-    let mut buffer = BytesMut::with_capacity(room).limit(room);
-    match tcp.try_read_buf(&mut buffer) {
-        Ok(count) => {
-            *size = if count >= *size { (*size * 4).min(MAX_WRITE) } else { (*size / 2).max(MIN_BUFFER) };
-            Ok(Some(buffer.into_inner().freeze()))
-        }
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-        Err(error) => Err(error),
+/// Completes when the other end of a socket that we do not read now has reset it.
+async fn failure(tcp: &TcpStream) -> io::Error {
+    match tcp.ready(Interest::ERROR).await {
+        Ok(_) => match tcp.take_error() {
+            Ok(Some(error)) | Err(error) => error,
+            // Told to somebody else: reading or writing meets it.
+            Ok(None) => std::future::pending().await,
+        },
+        Err(error) => error,
     }
+}
+
+/// Reads what is there, up to `room`; none when nothing is, empty at the end. `size` follows the load.
+///
+/// A read that does not fill the buffer has emptied the socket: tokio then waits for the next event
+/// without another system call, which `try_read` would need to find that out.
+async fn read(from: &mut ReadHalf<'_>, room: usize, size: &mut usize) -> io::Result<Option<Bytes>> {
+    let mut buffer = BytesMut::with_capacity(room).limit(room);
+    let polled = poll_fn(|cx| Poll::Ready(poll_read_buf(Pin::new(&mut *from), cx, &mut buffer))).await;
+    let Poll::Ready(count) = polled else { return Ok(None) };
+    let count = count?;
+    *size = if count >= *size { (*size * 4).min(MAX_WRITE) } else { (*size / 2).max(MIN_BUFFER) };
+    Ok(Some(buffer.into_inner().freeze()))
 }
 
 async fn write_all(tcp: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {

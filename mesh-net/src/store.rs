@@ -1,19 +1,20 @@
 //! The world of one program: one writer, readers that hold an immutable snapshot, and the last good
 //! copy on disk, so that a restart does not depend on the control plane (I-7).
 
+mod cache;
+
 use std::{
     collections::BTreeMap,
-    fs, io,
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use mesh_core::{
-    delta::Change,
-    snapshot::{Dump, Snapshot},
-};
-use serde::{Deserialize, Serialize};
+use mesh_core::{delta::Change, snapshot::Snapshot};
 use tokio::sync::watch;
+
+pub use cache::{Cache, CacheError, load, save};
 
 /// Versions of the resources that were accepted: type URL → name → version.
 pub type Versions = BTreeMap<String, BTreeMap<String, String>>;
@@ -22,7 +23,9 @@ pub type Versions = BTreeMap<String, BTreeMap<String, String>>;
 #[derive(Debug)]
 pub struct SnapshotStore {
     published: watch::Sender<Arc<Snapshot>>,
-    writing: Mutex<()>,
+    /// The versions that belong to what is published, when an xDS client writes; locked by the writer.
+    held: Mutex<Option<Arc<Versions>>>,
+    from_disk: AtomicBool,
 }
 
 impl Default for SnapshotStore {
@@ -34,7 +37,26 @@ impl Default for SnapshotStore {
 impl SnapshotStore {
     /// Starts from a snapshot.
     pub fn new(snapshot: Snapshot) -> Self {
-        Self { published: watch::Sender::new(Arc::new(snapshot)), writing: Mutex::new(()) }
+        Self {
+            published: watch::Sender::new(Arc::new(snapshot)),
+            held: Mutex::default(),
+            from_disk: AtomicBool::new(false),
+        }
+    }
+
+    /// Starts from the last good copy: the same, but it says so until [`SnapshotStore::confirm`].
+    pub fn from_disk(snapshot: Snapshot) -> Self {
+        Self { from_disk: AtomicBool::new(true), ..Self::new(snapshot) }
+    }
+
+    /// Whether the world is the last good copy from disk, which the control plane has not confirmed yet.
+    pub fn is_from_disk(&self) -> bool {
+        self.from_disk.load(Ordering::Relaxed)
+    }
+
+    /// The control plane has told of every type since the start.
+    pub fn confirm(&self) {
+        self.from_disk.store(false, Ordering::Relaxed);
     }
 
     /// The world of now; hold it for one decision.
@@ -49,126 +71,40 @@ impl SnapshotStore {
 
     /// Applies a batch; readers see all of it or nothing.
     pub fn apply(&self, changes: Vec<Change>) {
+        let _one_writer = self.lock();
+        self.publish(changes);
+    }
+
+    /// Applies what `decide` makes of the world of now, together with the versions that belong to it.
+    /// Nobody else writes meanwhile, and the store holds no versions, so that `decide` can edit the
+    /// ones that it shares with the store in place.
+    pub fn update(&self, decide: impl FnOnce(&Snapshot) -> (Vec<Change>, Arc<Versions>)) {
+        let mut held = self.lock();
+        *held = None;
+        let (changes, versions) = decide(&self.current());
+        self.publish(changes);
+        *held = Some(versions);
+    }
+
+    /// The world and the versions that belong to it; none when no xDS client has written yet.
+    pub fn held(&self) -> Option<(Arc<Snapshot>, Arc<Versions>)> {
+        let held = self.lock();
+        held.as_ref().map(|versions| (self.current(), versions.clone()))
+    }
+
+    fn publish(&self, changes: Vec<Change>) {
         if changes.is_empty() {
             return;
         }
-        let _one_writer = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut next = (*self.current()).clone();
         next.apply(changes);
         self.published.send_replace(Arc::new(next));
     }
-}
 
-/// Why a cached snapshot cannot be used. The program starts without it.
-#[derive(Debug, thiserror::Error)]
-pub enum CacheError {
-    /// Reading or writing failed.
-    #[error("snapshot cache {path} cannot be read or written")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// Not ours, of another version, or damaged.
-    #[error("snapshot cache {path} is damaged or of another version ({problem}); it is ignored")]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        problem: String,
-    },
-}
-
-/// First word of the file; the number changes with the format.
-const FORMAT: &str = "culvert-snapshot-1";
-
-#[derive(Serialize, Deserialize)]
-struct Cached {
-    versions: Versions,
-    dump: Dump,
-}
-
-/// Writes a snapshot with the versions of its resources, atomically: a reader sees the old file or the new one.
-///
-/// # Errors
-/// The folder cannot be written.
-pub fn save(path: &Path, snapshot: &Snapshot, versions: &Versions) -> Result<(), CacheError> {
-    let failed = |source| CacheError::Io { path: path.to_path_buf(), source };
-    let cached = Cached { versions: versions.clone(), dump: snapshot.dump() };
-    let body = serde_json::to_vec(&cached).map_err(|error| failed(io::Error::other(error)))?;
-    let mut file = format!("{FORMAT} {:016x}\n", checksum(&body)).into_bytes();
-    file.extend_from_slice(&body);
-    let temporary = path.with_extension("new");
-    fs::write(&temporary, file).map_err(failed)?;
-    fs::rename(&temporary, path).map_err(failed)
-}
-
-/// Reads what [`save`] wrote; none when there is no file.
-///
-/// # Errors
-/// The file cannot be read, or is damaged.
-pub fn load(path: &Path) -> Result<Option<(Snapshot, Versions)>, CacheError> {
-    let file = match fs::read(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(CacheError::Io { path: path.to_path_buf(), source }),
-    };
-    let damaged = |problem: &str| CacheError::Damaged { path: path.to_path_buf(), problem: problem.into() };
-    let end = file.iter().position(|byte| *byte == b'\n').ok_or_else(|| damaged("no header"))?;
-    let (header, body) = (&file[..end], &file[end + 1..]);
-    if header != format!("{FORMAT} {:016x}", checksum(body)).as_bytes() {
-        return Err(damaged("header or checksum differ"));
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<Versions>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    let cached: Cached = serde_json::from_slice(body).map_err(|error| damaged(&error.to_string()))?;
-    Ok(Some((Snapshot::of(cached.dump.into_changes()), cached.versions)))
-}
-
-/// FNV-1a: finds a torn or edited file; the folder belongs to root, so it need not resist forgery.
-fn checksum(bytes: &[u8]) -> u64 {
-    bytes
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]
-mod tests {
-    use mesh_core::model::{Workload, WorkloadUid};
-
-    use super::*;
-
-    fn change(name: &str) -> Change {
-        Change::Workload(Arc::new(Workload::new(WorkloadUid::pod("c", "default", name), "default", name)))
-    }
-
-    #[tokio::test]
-    async fn readers_keep_their_world_and_are_told_of_the_next() {
-        let store = SnapshotStore::default();
-        let mut watcher = store.subscribe();
-        let before = store.current();
-        store.apply(vec![change("a"), change("b")]);
-        watcher.changed().await.unwrap();
-        assert_eq!((before.workload_count(), store.current().workload_count()), (0, 2));
-    }
-
-    #[test]
-    fn a_snapshot_survives_on_disk_and_a_damaged_file_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("snapshot");
-        assert!(load(&path).unwrap().is_none());
-        let snapshot = Snapshot::of([change("a"), Change::Synced]);
-        let versions = Versions::from([("t".into(), BTreeMap::from([("a".into(), "1".into())]))]);
-        save(&path, &snapshot, &versions).unwrap();
-        let (restored, restored_versions) = load(&path).unwrap().unwrap();
-        assert_eq!((restored.workload_count(), restored.is_complete()), (1, true));
-        assert_eq!(restored_versions, versions);
-
-        let mut bytes = fs::read(&path).unwrap();
-        let last = bytes.len() - 3;
-        bytes[last] ^= 1;
-        fs::write(&path, &bytes).unwrap();
-        assert!(matches!(load(&path), Err(CacheError::Damaged { .. })));
-        fs::write(&path, "").unwrap();
-        assert!(matches!(load(&path), Err(CacheError::Damaged { .. })));
-    }
-}
+mod tests;

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
 
 /// A group of tasks that ends together: asked first, forced after a deadline. Children end with it.
 #[derive(Debug, Clone, Default)]
@@ -31,6 +34,17 @@ impl Drain {
     /// Resolves when the group is asked to end: stop accepting, finish what is open.
     pub async fn asked(&self) {
         self.asked.cancelled().await;
+    }
+
+    /// Counts something as part of the group until it is dropped. It has to end by itself when the
+    /// group is [`Drain::forced`]: this costs nothing while it runs, unlike [`Drain::track`].
+    pub fn hold(&self) -> TaskTrackerToken {
+        self.tasks.token()
+    }
+
+    /// Resolves when what is left of the group must end now.
+    pub async fn forced(&self) {
+        self.forced.cancelled().await;
     }
 
     /// Cancelled when the group is asked to end: for what takes a token.

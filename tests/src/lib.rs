@@ -5,14 +5,19 @@
 //! mounts, processes) carries its id, so that the next run can remove what a killed run left.
 #![forbid(unsafe_code)]
 
+pub mod authority;
 pub mod capture;
 pub mod cgroup;
+pub mod echo;
 pub mod guard;
 pub mod janitor;
 pub mod load;
 pub mod manifest;
+pub mod mesh;
 pub mod net;
+pub mod peer;
 pub mod process;
+pub mod require;
 pub mod runner;
 pub mod shell;
 pub mod wait;

@@ -98,6 +98,10 @@ pub struct World {
     pub pods: BTreeMap<String, Pod>,
     /// Programs of pods, by `namespace/name`.
     pub running: BTreeMap<String, Process>,
+    /// More words for the agents' command lines.
+    pub agent_words: Vec<String>,
+    /// What agents log, as a filter of theirs.
+    pub agent_filter: String,
     control: Option<Process>,
     agents: BTreeMap<u8, Process>,
     owned: bool,
@@ -149,6 +153,8 @@ impl World {
             programs,
             pods: BTreeMap::new(),
             running: BTreeMap::new(),
+            agent_words: Vec::new(),
+            agent_filter: "info".to_string(),
             control: None,
             agents: BTreeMap::new(),
             owned,
@@ -218,7 +224,7 @@ impl World {
 
     /// Makes a pod's namespace and says nothing to anybody yet.
     pub fn add_pod(&mut self, namespace: &str, name: &str, node: u8, account: &str) -> Result<Pod> {
-        let number = 2 + u8::try_from(self.pods.values().filter(|pod| pod.node == node).count())?;
+        let number = self.free_number(node)?;
         let netns = format!("{}{}p{node}x{number}", janitor::NETNS_PREFIX, self.id);
         net::pod(&self.node_place(node).netns, &netns, node, number)?;
         let (four, six) = net::pod_addresses(node, number);
@@ -239,6 +245,33 @@ impl World {
         };
         self.pods.insert(format!("{namespace}/{name}"), pod.clone());
         Ok(pod)
+    }
+
+    /// The lowest number that no pod of a node has: addresses are used again, as on a real node.
+    fn free_number(&self, node: u8) -> Result<u8> {
+        let free = |number: &u8| {
+            let ip = net::pod_addresses(node, *number).0.to_string();
+            !self.pods.values().any(|pod| pod.node == node && pod.ip == ip)
+        };
+        (2..=254).find(free).with_context(|| format!("{} is full", node_name(node)))
+    }
+
+    /// File of a pod's object, below [`World::cluster`].
+    pub fn pod_file(pod: &Pod) -> String {
+        format!("pods/{}/{}.{}.yaml", pod.node_name(), pod.namespace, pod.name)
+    }
+
+    /// Deletes a pod as a kubelet does: its processes, its network, then its object.
+    pub fn delete_pod(&mut self, namespace: &str, name: &str) -> Result<()> {
+        let key = format!("{namespace}/{name}");
+        let pod = self.pods.remove(&key).with_context(|| format!("no pod {key}"))?;
+        self.running.remove(&key);
+        cgroup::remove(&pod.cgroup)?;
+        let number = pod.ip.rsplit('.').next().unwrap_or_default();
+        // The kernel removes a namespace some time later; its name on the node must be free at once.
+        shell::ip_in(&self.node_place(pod.node).netns, &format!("link del p{number}"))?;
+        shell::ip(&format!("netns del {}", pod.netns))?;
+        Ok(fs::remove_file(self.cluster().join(Self::pod_file(&pod)))?)
     }
 
     fn write_tokens(&self) -> Result<()> {
@@ -294,6 +327,14 @@ impl World {
 
     /// Starts a node's agent and waits until it is ready.
     pub fn start_agent(&mut self, index: u8) -> Result<()> {
+        self.spawn_agent(index)?;
+        self.ready(&format!("agent-{}", node_name(index)), Duration::from_secs(30), || {
+            self.agent_get(index, "/readyz").ok().map(drop)
+        })
+    }
+
+    /// Starts a node's agent and waits for nothing.
+    pub fn spawn_agent(&mut self, index: u8) -> Result<()> {
         let name = node_name(index);
         let bpffs = self.root.join(format!("bpf-{name}"));
         if !bpffs.exists() {
@@ -310,11 +351,15 @@ impl World {
         command.args(["--admin", &format!("0.0.0.0:{AGENT_ADMIN}")]);
         command.arg("--admin-socket").arg(janitor::sockets(&self.id).join(format!("agent-{name}.sock")));
         command.args(["--instance-ip", &net::node_address(index).to_string()]);
+        command.args(&self.agent_words).env("RUST_LOG", &self.agent_filter);
         let process = Process::spawn(&mut command, &self.log_file(&format!("agent-{name}")))?;
         self.agents.insert(index, process);
-        self.ready(&format!("agent-{name}"), Duration::from_secs(30), || {
-            self.agent_get(index, "/readyz").ok().map(drop)
-        })
+        Ok(())
+    }
+
+    /// Process id of a node's agent.
+    pub fn agent_pid(&self, index: u8) -> Option<u32> {
+        self.agents.get(&index).map(Process::pid)
     }
 
     /// SIGKILL to a node's agent.

@@ -17,13 +17,15 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{
     body::{Answer, Kept, Outgoing, grpc_status},
+    endpoints::EndpointSet,
     flow::Flow,
     headers::{apply, authority, forwarded, forwarded_for, strip_hop, wants_upgrade},
+    limits::Counted,
     respond,
     telemetry::Record,
     upstream::{SendError, SwitchSlot, To},
     worker::Worker,
-    world::{Counted, EndpointSet, World},
+    world::World,
 };
 
 /// What the route decided.

@@ -8,9 +8,11 @@ use std::{
 use anyhow::Context;
 use mesh_core::snapshot::Snapshot;
 use mesh_net::{
+    admin::{Admin, Answer, bind_unix, serve_tcp, serve_unix},
     ca::{CertState, CertificateManager, IstioCa, ManagerConfig},
-    store::{self, SnapshotStore, Versions},
+    store::{Cache, SnapshotStore, Versions},
     task::Ready,
+    telemetry,
     wire::{ADDRESS_TYPE, L7_POLICY_TYPE, LABELS_TYPE, ROUTES_TYPE},
     xds::{self, ControlEndpoint, Session, XdsConfig, XdsStatus},
 };
@@ -20,12 +22,11 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admin::{self, Admin, Door, socket::SocketFile},
     config::Config,
+    limits::LimitBook,
     telemetry::Families,
     tunnel::{client::Tunnels, server},
     worker::Worker,
-    world::LimitBook,
 };
 
 /// Validity to ask the CA for, seconds.
@@ -58,12 +59,20 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         token: config.token_file.clone(),
         cluster: config.cluster.clone(),
     };
-    let (store, versions) = last_good(&config);
+    if let Some(folder) = &config.state_dir {
+        std::fs::create_dir_all(folder)
+            .with_context(|| format!("--state-dir {} cannot be made", folder.display()))?;
+    }
+    let cache = config.cache().map(Cache::new);
+    let (store, versions) = last_good(cache.as_ref());
+    // A world from disk is enough to be ready.
+    let awaited = if store.current().is_complete() { Ready::new() } else { ready.clone() };
+    let kept = cache.map(|cache| tokio::spawn(cache.keep(store.clone(), stop.clone())));
     let snapshots = store.subscribe();
-    let synced = ready.awaits("configuration");
+    let synced = awaited.awaits("configuration");
     let (status, _) = watch::channel(XdsStatus::default());
     let session = Session::resume(versions);
-    let configured = tokio::spawn(xds::run(
+    tokio::spawn(xds::run(
         xds_config(&config, endpoint.clone()),
         store.clone(),
         session,
@@ -82,18 +91,10 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         drop(awaited);
     });
 
-    let admin = Admin { registry: registry.clone(), ready, drain: drain.clone(), store };
-    let listener =
-        TcpListener::bind(config.admin).await.with_context(|| format!("admin port {}", config.admin))?;
-    tokio::spawn(admin::listen(admin.clone(), Door::Tcp(listener)));
-    let _socket = match &config.admin_socket {
-        Some(path) => {
-            let (listener, file) = SocketFile::bind(path).await?;
-            tokio::spawn(admin::listen(admin, Door::Unix(listener)));
-            Some(file)
-        }
-        None => None,
-    };
+    telemetry::build(&registry, "culvert-waypoint", env!("CARGO_PKG_VERSION"))?;
+    let admin = Admin::new(registry.clone(), ready, drain.clone())
+        .with_handler(move |path, _| show(store.clone(), path));
+    serve_admin(&config, admin, &stop).await?;
 
     let families = Families::register(&registry)?;
     let shared = Shared {
@@ -115,28 +116,35 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     tokio::task::spawn_blocking(move || workers.into_iter().for_each(|w| drop(w.join()))).await?;
     stop.cancel();
     // It writes what it holds before it ends.
-    configured.await?;
+    if let Some(kept) = kept {
+        kept.await?;
+    }
     Ok(())
 }
 
 /// The last good configuration, so that a restart does not depend on the control plane (I-7).
-fn last_good(config: &Config) -> (Arc<SnapshotStore>, Versions) {
-    let cached = match config.cache().map(|path| store::load(&path)) {
-        None | Some(Ok(None)) => None,
-        Some(Ok(Some(cached))) => {
-            tracing::info!(
-                workloads = cached.0.workload_count(),
-                "starting from the last good configuration"
-            );
-            Some(cached)
-        }
-        Some(Err(error)) => {
-            tracing::warn!(%error, "starting without configuration");
-            None
-        }
+fn last_good(cache: Option<&Cache>) -> (Arc<SnapshotStore>, Versions) {
+    let Some((snapshot, versions)) = cache.and_then(Cache::load) else {
+        return (Arc::default(), Versions::default());
     };
-    let (snapshot, versions) = cached.unwrap_or_else(|| (Snapshot::new(), Versions::default()));
-    (Arc::new(SnapshotStore::new(snapshot)), versions)
+    tracing::info!(workloads = snapshot.workload_count(), "starting from the last good configuration");
+    (Arc::new(SnapshotStore::from_disk(snapshot)), versions)
+}
+
+/// Serves until cancelled.
+async fn serve_admin(config: &Config, admin: Admin, cancel: &CancellationToken) -> anyhow::Result<()> {
+    let listener =
+        TcpListener::bind(config.admin).await.with_context(|| format!("admin port {}", config.admin))?;
+    tokio::spawn(serve_tcp(admin.clone(), listener, cancel.clone()));
+    if let Some(path) = &config.admin_socket {
+        let socket = bind_unix(path).with_context(|| format!("admin socket {}", path.display()))?;
+        tokio::spawn(serve_unix(admin, socket, cancel.clone()));
+    }
+    Ok(())
+}
+
+async fn show(store: Arc<SnapshotStore>, path: String) -> Option<Answer> {
+    (path == "/debug/config").then(|| Answer::json(&store.current().dump()))
 }
 
 fn xds_config(config: &Config, endpoint: ControlEndpoint) -> XdsConfig {
@@ -153,8 +161,8 @@ fn xds_config(config: &Config, endpoint: ControlEndpoint) -> XdsConfig {
         endpoint,
         node_id: format!("waypoint~{}~{pod}.{namespace}~{namespace}.svc.cluster.local", config.pod_ip),
         metadata: BTreeMap::from(metadata.map(|(key, value)| (key.to_owned(), value.to_owned()))),
-        types: vec![ADDRESS_TYPE, LABELS_TYPE, ROUTES_TYPE, L7_POLICY_TYPE],
-        cache: config.cache(),
+        // Policies first: a service must not be served before what protects it is known.
+        types: vec![L7_POLICY_TYPE, ADDRESS_TYPE, LABELS_TYPE, ROUTES_TYPE],
     }
 }
 

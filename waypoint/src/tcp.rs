@@ -22,13 +22,7 @@ use tokio::{
     sync::watch,
 };
 
-use crate::{
-    flow::Flow,
-    io::Prefixed,
-    upstream::To,
-    worker::Worker,
-    world::{EndpointSet, World},
-};
+use crate::{endpoints::EndpointSet, flow::Flow, io::Prefixed, upstream::To, worker::Worker, world::World};
 
 /// Bytes of each direction that a flow may hold.
 const BUFFER: usize = 64 * 1024;

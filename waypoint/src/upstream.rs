@@ -3,7 +3,6 @@
 
 mod connect;
 mod send;
-mod target;
 
 use std::{cell::Cell, net::SocketAddr, rc::Rc, time::Duration};
 
@@ -19,12 +18,12 @@ use tokio::{sync::oneshot, time::timeout};
 
 use crate::{
     body::Outgoing,
+    endpoints::EndpointSet,
     io::BoxIo,
+    limits::{Counted, Permit},
     peer::Peer,
-    world::{Counted, EndpointSet, Permit},
+    target::Target,
 };
-
-pub use target::{ActiveGuard, Target, Targets};
 
 /// Time for connecting when the destination does not say (Istio's default).
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -15,9 +15,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    limits::LimitBook,
+    target::Targets,
     telemetry::{Families, Telemetry},
-    upstream::{Dial, Targets, Upstreams},
-    world::{LimitBook, Me, World},
+    upstream::{Dial, Upstreams},
+    world::{Me, World},
 };
 
 /// One worker.

@@ -2,20 +2,11 @@
 //! per service, endpoint sets. Requests hold an `Rc` of the world they began in, so each sees one
 //! configuration from its first byte to its last (invariant I-3).
 
-use std::{
-    cell::RefCell,
-    collections::HashMap,
-    rc::Rc,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU32, Ordering},
-    },
-};
+use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
 
 use mesh_core::{
-    balance::{Endpoint, LoadView},
-    entropy::Entropy,
-    http::{Applies, CompiledRoutes, Picker, SubsetError, applies, endpoints},
+    balance::Endpoint,
+    http::{Applies, CompiledRoutes, SubsetError, applies, endpoints},
     model::{
         GatewayAddress, GatewayDestination, ServiceName, Workload, WorkloadUid,
         l7::{L7Policy, TrafficPolicy},
@@ -24,8 +15,10 @@ use mesh_core::{
 };
 
 use crate::{
+    endpoints::EndpointSet,
+    limits::{Destination, LimitBook},
+    target::Targets,
     telemetry::Families,
-    upstream::{Target, Targets},
 };
 
 /// Who this waypoint is.
@@ -37,105 +30,6 @@ pub struct Me {
     pub name: Arc<str>,
     /// Its workload as far as it knows itself: identity, and place for locality.
     pub workload: Arc<Workload>,
-}
-
-/// Counters that limits compare, shared by all workers.
-#[derive(Debug, Default)]
-pub struct Limits {
-    requests: AtomicU32,
-    connections: AtomicU32,
-    retries: AtomicU32,
-    pending: AtomicU32,
-}
-
-/// What a limit counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Counted {
-    /// Requests in progress.
-    Requests,
-    /// Upstream connections.
-    Connections,
-    /// Retries in progress.
-    Retries,
-    /// Requests without a connection.
-    Pending,
-}
-
-/// A counted unit; gives it back when dropped.
-pub struct Permit(Arc<Limits>, Counted);
-
-impl Limits {
-    fn of(&self, what: Counted) -> &AtomicU32 {
-        match what {
-            Counted::Requests => &self.requests,
-            Counted::Connections => &self.connections,
-            Counted::Retries => &self.retries,
-            Counted::Pending => &self.pending,
-        }
-    }
-
-    /// Takes one unit; none when `limit` of them are taken.
-    pub fn take(self: &Arc<Self>, what: Counted, limit: Option<u32>) -> Option<Permit> {
-        let count = self.of(what).fetch_add(1, Ordering::Relaxed);
-        let permit = Permit(self.clone(), what);
-        limit.is_none_or(|limit| count < limit).then_some(permit)
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.0.of(self.1).fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// The limits of every destination, across snapshots and workers.
-#[derive(Debug, Clone, Default)]
-pub struct LimitBook(Arc<Mutex<HashMap<Destination, Arc<Limits>>>>);
-
-/// A service and one of its subsets; none for a workload that is addressed itself.
-pub type Destination = Option<(ServiceName, Option<Arc<str>>)>;
-
-impl LimitBook {
-    fn of(&self, destination: &Destination) -> Arc<Limits> {
-        let mut book = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        book.retain(|_, limits| Arc::strong_count(limits) > 1);
-        book.entry(destination.clone()).or_default().clone()
-    }
-}
-
-/// The endpoints of one destination and how they are used.
-pub struct EndpointSet {
-    /// Eligible endpoints.
-    pub endpoints: Vec<Endpoint>,
-    /// What the worker keeps for each of them.
-    pub targets: Vec<Rc<Target>>,
-    /// Policy of the destination or its subset.
-    pub policy: TrafficPolicy,
-    /// Its limits.
-    pub limits: Arc<Limits>,
-    /// Host name of the service; none for a workload that is addressed itself.
-    pub service: Option<Arc<str>>,
-    /// Host name and subset, for reasons.
-    pub name: Option<Arc<str>>,
-    picker: RefCell<Picker>,
-}
-
-impl EndpointSet {
-    /// The index of an endpoint other than the one tried last where there is another.
-    pub fn pick(&self, last: Option<usize>, entropy: &mut impl Entropy) -> Option<usize> {
-        self.picker.borrow_mut().pick(&self.endpoints, self.policy.lb, last, entropy, &Active(self))
-    }
-}
-
-/// Requests under way to the endpoints of a set.
-struct Active<'a>(&'a EndpointSet);
-
-impl LoadView for Active<'_> {
-    fn open_flows(&self, workload: &WorkloadUid) -> Option<u32> {
-        // The picker asks about endpoints of the set itself: comparing addresses is enough.
-        let at = self.0.endpoints.iter().position(|e| Arc::ptr_eq(&e.workload.uid.0, &workload.0))?;
-        Some(self.0.targets[at].active())
-    }
 }
 
 type SetKey = (ServiceName, Option<Arc<str>>, u16);

@@ -36,12 +36,13 @@ use rustls::pki_types::PrivateKeyDer;
 use tokio::{io::AsyncWriteExt, net::TcpListener, sync::watch};
 use waypoint::{
     io::BoxIo,
+    limits::LimitBook,
     peer::Peer,
     telemetry::Families,
     tunnel::{client::Tunnels, server},
     upstream::{Dial, Hop},
     worker::Worker,
-    world::{LimitBook, Me},
+    world::Me,
 };
 
 type Ca = CertifiedIssuer<'static, KeyPair>;

@@ -6,10 +6,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
-/// The checkout.
+/// The checkout: as cargo says at run time, because checkouts that share a target folder may share the
+/// compiled program too.
+#[allow(clippy::disallowed_methods, reason = "xtask reads the environment here")]
 pub fn root() -> Result<PathBuf> {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
     Ok(manifest.parent().context("xtask lies inside the workspace")?.to_path_buf())
 }
 
@@ -68,7 +72,15 @@ pub fn cargo(root: &Path) -> Command {
     command
 }
 
-fn shown(command: &Command) -> String {
+/// Cargo's target folder, wherever the user put it.
+pub fn target(root: &Path) -> Result<PathBuf> {
+    let text = output(cargo(root).args(["metadata", "--format-version", "1", "--no-deps"]))?;
+    let metadata: Value = serde_json::from_str(&text).context("cargo metadata")?;
+    Ok(metadata["target_directory"].as_str().context("cargo metadata names its target folder")?.into())
+}
+
+/// A command as a person would type it.
+pub fn shown(command: &Command) -> String {
     let mut text = command.get_program().to_string_lossy().into_owned();
     for arg in command.get_args() {
         text.push(' ');

@@ -1,25 +1,18 @@
 //! `cargo xtask demo` and `cargo xtask bench`: build what they need, then become them.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{path::Path, process::Command};
 
-use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use anyhow::Result;
 
 use crate::{
     build,
-    command::{cargo, find, is_root, output, run},
+    command::{cargo, is_root, run, target},
+    setup::{self, Need},
 };
-
-/// Programs beyond `setup`'s that a demo or a benchmark drives, and their Debian packages.
-const LOAD: &[(&str, &str)] =
-    &[("wrk", "wrk"), ("iperf3", "iperf3"), ("prometheus", "prometheus"), ("nsenter", "util-linux")];
 
 /// Builds everything optimised and runs a program of the `tests` crate with the given arguments.
 pub fn launch(root: &Path, program: &str, args: &[String]) -> Result<()> {
-    load_programs()?;
+    setup::ensure(Need::Load)?;
     build::all(root, true)?;
     run(cargo(root).args(["build", "--release", "-p", "culvert-tests"]))?;
     let binary = target(root)?.join("release").join(program);
@@ -32,26 +25,4 @@ pub fn launch(root: &Path, program: &str, args: &[String]) -> Result<()> {
         sudo
     };
     run(command.args(args))
-}
-
-fn load_programs() -> Result<()> {
-    let missing: Vec<&str> =
-        LOAD.iter().filter(|(program, _)| find(program).is_none()).map(|(_, package)| *package).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let list = missing.join(" ");
-    if find("apt-get").is_none() || !is_root() {
-        bail!("missing packages; run: sudo apt-get update && sudo apt-get install -y {list}");
-    }
-    println!("setup: installing {list}");
-    run(Command::new("apt-get").args(["-qq", "update"]))?;
-    run(Command::new("apt-get").args(["-qq", "install", "-y", "--no-install-recommends"]).args(missing))
-}
-
-/// Cargo's target folder, wherever the user put it.
-fn target(root: &Path) -> Result<PathBuf> {
-    let text = output(cargo(root).args(["metadata", "--format-version", "1", "--no-deps"]))?;
-    let metadata: Value = serde_json::from_str(&text).context("cargo metadata")?;
-    Ok(metadata["target_directory"].as_str().context("cargo metadata names its target folder")?.into())
 }

@@ -9,6 +9,9 @@ mod launch;
 mod setup;
 mod test;
 mod tidy;
+mod verify;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -22,7 +25,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Finds or installs every tool that building and testing need.
+    /// Finds or installs every tool that building, tests, demo and benchmarks need.
     Setup,
     /// Builds the eBPF object and the programs.
     Build {
@@ -55,21 +58,41 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Loads, attaches and tries the kernel programs on other kernels, in QEMU.
+    Verify {
+        /// Kernel series, such as `6.1`.
+        #[arg(long, value_delimiter = ',', default_value = verify::KERNELS)]
+        kernels: Vec<String>,
+        /// Writes the results as JSON.
+        #[arg(long, value_name = "FILE")]
+        json: Option<std::path::PathBuf>,
+    },
     /// Checks crate edges, module cycles, the code map and generated files.
     Tidy,
     /// Everything that must hold before a change lands.
     Ci,
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> ExitCode {
+    match dispatch(Cli::parse().verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(verb: Verb) -> anyhow::Result<()> {
     let root = command::root()?;
-    match Cli::parse().verb {
+    match verb {
         Verb::Setup => setup::announce(),
         Verb::Build { release } => build::all(&root, release),
         Verb::Test { filter } => test::run_tests(&root, filter.as_deref()),
         Verb::Codegen { check } => codegen::run(&root, check),
         Verb::Demo { args } => launch::launch(&root, "culvert-demo", &args),
         Verb::Bench { args } => launch::launch(&root, "culvert-bench", &args),
+        Verb::Verify { kernels, json } => verify::run(&root, &verify::Options { kernels, json }),
         Verb::Tidy => tidy::run(&root),
         Verb::Ci => ci::run_gates(&root),
     }

@@ -1,84 +1,75 @@
-//! `cargo xtask setup`: finds or installs what building and testing need.
+//! `cargo xtask setup`: finds or installs what building, testing, the demo and benchmarks need.
+//!
+//! Every verb calls [`ensure`] for what it needs of it, which costs some milliseconds when everything
+//! is there; the verb itself also says what was found. Programs that Debian packages come from there,
+//! the rest is built into the cache, in folders that carry the version.
 
-use std::{path::Path, process::Command};
+mod apt;
+mod cargo_tools;
+mod compiler;
+mod go_tools;
+mod programs;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
 
-use crate::command::{cache, find, is_root, run};
+pub use cargo_tools::{cargo_deny, linker_dir};
+pub use compiler::Compiler;
 
 /// bpf-linker's version and the LLVM it is built against; the eBPF compiler's LLVM must be the same.
 pub const BPF_LINKER: &str = "0.13.0";
 /// Major version of LLVM, see [`BPF_LINKER`].
 pub const LLVM: &str = "22";
 
-/// A program and the Debian package that brings it.
-const PROGRAMS: &[(&str, &str)] =
-    &[("nginx", "nginx-light"), ("curl", "curl"), ("ip", "iproute2"), ("tcpdump", "tcpdump")];
-
-/// Installs what is missing, or says exactly which command would.
-pub fn ensure() -> Result<()> {
-    let mut packages: Vec<String> = Vec::new();
-    for (program, package) in PROGRAMS {
-        if !on_system(program) {
-            packages.push((*package).to_string());
-        }
-    }
-    if !Path::new("/usr/lib/rustlib/src/rust/library/core").exists() && ebpf_sysroot_missing() {
-        packages.extend(["rustc-web".to_string(), "rust-web-src".to_string()]);
-    }
-    if !Path::new(&format!("/usr/lib/llvm-{LLVM}/bin/llvm-config")).exists() {
-        packages.push(format!("llvm-{LLVM}-dev"));
-    }
-    install(&packages)?;
-    linker()
+/// What a verb is going to do; each includes those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// Compile the programs and the eBPF object.
+    Build,
+    /// Run the tests.
+    Test,
+    /// Run the demo or a benchmark.
+    Load,
 }
 
-/// [`ensure`], then says so.
+/// Installs what is missing, or says exactly which command would. Returns the eBPF compiler.
+pub fn ensure(need: Need) -> Result<Compiler> {
+    let found = compiler::find();
+    let mut missing = programs::missing(need);
+    missing.extend(compiler::missing_packages(found.is_some()));
+    apt::install(&missing)?;
+    let compiler = found.or_else(compiler::find).context(compiler::REMEDY)?;
+    cargo_tools::ensure_linker()?;
+    Ok(compiler)
+}
+
+/// Installs the clippy of the eBPF compiler where that is a package, and returns the compiler with it.
+pub fn ensure_ebpf_clippy() -> Result<Compiler> {
+    let compiler = ensure(Need::Build)?;
+    let Some(package) = compiler.missing_clippy() else { return Ok(compiler) };
+    apt::install(&[package])?;
+    compiler::find().context(compiler::REMEDY)
+}
+
+/// Everything, with a line for each tool: whether it was there, and its version.
 pub fn announce() -> Result<()> {
-    ensure()?;
+    apt::remove_leftover();
+    let missing = programs::missing(Need::Load);
+    let had_compiler = compiler::find().is_some();
+    let had_linker = cargo_tools::linker_works();
+    let had_deny = cargo_tools::has_cargo_deny()?;
+    ensure(Need::Load)?;
+    let compiler = ensure_ebpf_clippy()?;
+    cargo_tools::cargo_deny()?;
+    programs::announce(&missing);
+    line("eBPF compiler", had_compiler, &compiler.name);
+    line("bpf-linker", had_linker, &format!("{BPF_LINKER}, LLVM {LLVM}"));
+    line("cargo-deny", had_deny, cargo_tools::CARGO_DENY);
+    go_tools::announce();
     println!("setup: everything is there");
     Ok(())
 }
 
-fn on_system(program: &str) -> bool {
-    find(program).is_some() || Path::new("/usr/sbin").join(program).exists()
-}
-
-/// Debian's compiler keeps its library source below its own sysroot.
-fn ebpf_sysroot_missing() -> bool {
-    let Ok(out) = Command::new("/usr/bin/rustc").args(["--print", "sysroot"]).output() else { return true };
-    let sysroot = String::from_utf8_lossy(&out.stdout).trim().to_string();
-    !Path::new(&sysroot).join("lib/rustlib/src/rust/library/core").exists()
-}
-
-fn install(packages: &[String]) -> Result<()> {
-    if packages.is_empty() {
-        return Ok(());
-    }
-    let list = packages.join(" ");
-    if find("apt-get").is_none() || !is_root() {
-        bail!("missing packages; run: sudo apt-get update && sudo apt-get install -y {list}");
-    }
-    println!("setup: installing {list}");
-    run(Command::new("apt-get").args(["-qq", "update"]))?;
-    run(Command::new("apt-get").args(["-qq", "install", "-y", "--no-install-recommends"]).args(packages))
-}
-
-fn linker() -> Result<()> {
-    let tools = cache()?.join(format!("tools-bpf-linker-{BPF_LINKER}-llvm{LLVM}"));
-    if tools.join("bin/bpf-linker").exists() {
-        return Ok(());
-    }
-    println!("setup: building bpf-linker {BPF_LINKER} (about a minute)");
-    run(Command::new("cargo")
-        .env("LLVM_PREFIX", format!("/usr/lib/llvm-{LLVM}"))
-        .env("RUSTUP_TOOLCHAIN", "1.95.0")
-        .args(["install", "--quiet", "bpf-linker", "--version", BPF_LINKER, "--no-default-features"])
-        .args(["--features", &format!("llvm-{LLVM}"), "--root"])
-        .arg(&tools))
-}
-
-/// Folder that holds `bpf-linker`.
-pub fn linker_dir() -> Result<std::path::PathBuf> {
-    Ok(cache()?.join(format!("tools-bpf-linker-{BPF_LINKER}-llvm{LLVM}/bin")))
+fn line(tool: &str, was_there: bool, version: &str) {
+    let how = if was_there { "found" } else { "installed" };
+    println!("{tool:14} {how:10} {version}");
 }

@@ -1,31 +1,86 @@
-//! `cargo xtask test`: every test that this machine can run.
+//! `cargo xtask test`: every test that this machine can run, and one line that says what came of it.
 
-use std::path::Path;
+mod skips;
+mod summary;
 
-use anyhow::Result;
+use std::{
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Command, ExitStatus, Stdio},
+};
+
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     build,
-    command::{cargo, is_root, run},
+    command::{cargo, is_root, run, shown},
+    setup::{self, Need},
 };
+use summary::Summary;
 
-/// Runs the tests. As root the kernel and namespace tests must run: a skip there is a failure.
+/// Every member but the kernel programs, which have another target and no tests.
+const MEMBERS: [&str; 3] = ["--workspace", "--exclude", "agent-ebpf"];
+
+/// Runs the tests of all crates, or those whose name contains `filter`. As root the kernel and
+/// namespace tests must run: a skip there is a failure.
 pub fn run_tests(root: &Path, filter: Option<&str>) -> Result<()> {
+    setup::ensure(Need::Test)?;
     let object = build::ebpf(root)?;
-    let mut build = cargo(root);
-    build.env("CULVERT_EBPF_OBJECT", &object).arg("build");
-    run(&mut build)?;
+    // The programs that end-to-end tests start, together with the tests, so that both are one set of dependencies with one set of features.
+    run(cargo(root)
+        .env("CULVERT_EBPF_OBJECT", &object)
+        .arg("build")
+        .args(MEMBERS)
+        .args(["--bins", "--tests"]))?;
+    let mut summary = Summary::default();
+    let status = stream(tests(root, &object, filter), &mut summary)?;
+    println!("{summary}");
+    conclude(&summary, status, filter)
+}
+
+fn tests(root: &Path, object: &Path, filter: Option<&str>) -> Command {
     let mut command = cargo(root);
-    command.env("CULVERT_EBPF_OBJECT", &object).args(["test", "--workspace", "--exclude", "agent-ebpf"]);
+    command.env("CULVERT_EBPF_OBJECT", object).arg("test").args(MEMBERS).arg("--no-fail-fast");
     if is_root() {
         command.env("CULVERT_REQUIRE", "root,bpf");
-    } else {
-        println!("SKIP kernel and namespace tests: they need root; run: sudo -E cargo xtask test");
     }
+    command.args(filter);
+    // Namespaces, cgroups and two cores are shared by the tests of one binary. What passing tests print
+    // is where a skip says so.
+    command.args(["--", "--test-threads=2", "--show-output"]);
+    command
+}
+
+/// Runs a command and shows its output as it comes, but for what the summary swallows.
+fn stream(mut command: Command, summary: &mut Summary) -> Result<ExitStatus> {
+    println!("+ {}", shown(&command));
+    let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
+    let output = child.stdout.take().context("cargo's output is piped")?;
+    for line in BufReader::new(output).split(b'\n') {
+        let line = line.context("cannot read cargo's output")?;
+        let line = String::from_utf8_lossy(&line);
+        if summary.take(&line) {
+            println!("{line}");
+        }
+    }
+    child.wait().context("cargo")
+}
+
+/// Fails when a test did, when the run broke off, and when a skip has no excuse.
+fn conclude(summary: &Summary, status: ExitStatus, filter: Option<&str>) -> Result<()> {
+    if !status.success() {
+        bail!("tests: cargo ended with {status}");
+    }
+    ensure!(summary.failed == 0, "{} tests failed", summary.failed);
+    let inexcusable: Vec<String> = summary
+        .skipped
+        .iter()
+        .filter(|skip| !skips::excused(&skip.why))
+        .map(|skip| format!("{} ({})", skip.name, skip.why))
+        .collect();
+    ensure!(inexcusable.is_empty(), "skipped, but this machine can run: {}", inexcusable.join(", "));
     if let Some(filter) = filter {
-        command.arg(filter);
+        ensure!(summary.passed + summary.skipped.len() > 0, "no test's name contains {filter}");
     }
-    // Namespaces, cgroups and two cores are shared by the tests of one binary.
-    command.args(["--", "--test-threads=2"]);
-    run(&mut command)
+    Ok(())
 }

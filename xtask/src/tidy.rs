@@ -26,8 +26,13 @@ const EDGES: &[(&str, &[&str])] = &[
     ("control", &["mesh-net", "mesh-core"]),
     ("cli", &["mesh-core", "control"]),
     ("xtask", &[]),
+    ("verify-guest", &["agent-common"]),
     ("culvert-tests", &["agent", "agent-common", "waypoint", "control", "cli", "mesh-net", "mesh-core"]),
 ];
+
+/// Members that the code map does not list module by module: the harness, and verify's program, which
+/// compiles the agent's own modules.
+const UNMAPPED: &[&str] = &["culvert-tests", "verify-guest"];
 
 /// Crates that `mesh-core` must never see.
 const IMPURE: &[&str] = &["tokio", "hyper", "rustls", "kube", "tonic", "aya", "prometheus"];
@@ -145,7 +150,7 @@ fn collect(src: &Path, dir: &Path, texts: &mut BTreeMap<String, String>) -> Resu
 
 fn cycles(root: &Path) -> Result<Vec<String>> {
     let mut problems = Vec::new();
-    for (member, _) in EDGES.iter().filter(|(member, _)| *member != "culvert-tests") {
+    for (member, _) in EDGES.iter().filter(|(member, _)| !UNMAPPED.contains(member)) {
         let graph = module_graph(&root.join(member).join("src"))?;
         for module in graph.keys() {
             if reaches(&graph, module, module) {
@@ -176,7 +181,7 @@ fn code_map(root: &Path) -> Result<Vec<String>> {
     if map.lines().count() > 250 {
         problems.push("ARCHITECTURE.md is longer than 250 lines".to_string());
     }
-    for (member, _) in EDGES.iter().filter(|(member, _)| *member != "culvert-tests") {
+    for (member, _) in EDGES.iter().filter(|(member, _)| !UNMAPPED.contains(member)) {
         for module in module_graph(&root.join(member).join("src"))?.into_keys() {
             if !map.contains(&format!("`{module}`")) {
                 problems.push(format!("ARCHITECTURE.md's code map lacks `{module}` of {member}"));

@@ -54,7 +54,9 @@ impl Fake {
     }
 
     fn put(&self, target: &Target, state: PodState) -> Result<(), RedirectError> {
-        self.change(|pods| drop(pods.insert(target.cookie, Pod { state, ..target.pod.clone() })))
+        self.change(|pods| {
+            pods.insert(target.cookie, Pod { state, ..target.pod.clone() });
+        })
     }
 }
 
@@ -68,7 +70,9 @@ impl Redirector for Fake {
     }
 
     fn release(&self, target: &Target) -> Result<(), RedirectError> {
-        self.change(|pods| drop(pods.remove(&target.cookie)))
+        self.change(|pods| {
+            pods.remove(&target.cookie);
+        })
     }
 
     fn original(&self, _cookie: u64, _client: SocketAddr) -> Result<Option<SocketAddr>, RedirectError> {
@@ -84,6 +88,8 @@ impl Redirector for Fake {
     }
 
     fn forget(&self, pod: &Pod) -> Result<(), RedirectError> {
-        self.change(|pods| drop(pods.remove(&pod.netns)))
+        self.change(|pods| {
+            pods.remove(&pod.netns);
+        })
     }
 }

@@ -36,9 +36,12 @@ pub(super) async fn handle(
         return (StatusCode::BAD_REQUEST, Json(json!({"error": error})));
     };
     let current = admin.current.borrow().clone();
-    match answer(&current, &source, &destination) {
-        Ok(answer) => (StatusCode::OK, Json(answer)),
-        Err(error) => (StatusCode::NOT_FOUND, Json(json!({"error": error}))),
+    // The first question after a change builds a snapshot: of a large mesh that takes a while.
+    let work = move || answer(&current, &source, &destination);
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(answer)) => (StatusCode::OK, Json(answer)),
+        Ok(Err(error)) => (StatusCode::NOT_FOUND, Json(json!({"error": error}))),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, Json(json!({"error": error.to_string()}))),
     }
 }
 

@@ -261,13 +261,7 @@ pub(super) fn require_waypoints(cx: &mut Context<'_>) {
             Some(GatewayDestination::Hostname(name)) => name,
             _ => Context::host(&service.namespace, "waypoint"),
         };
-        let mut identities: Vec<String> = cx
-            .out
-            .workloads
-            .values()
-            .filter(|w| w.services.contains_key(&through))
-            .map(|w| w.identity().principal())
-            .collect();
+        let mut identities: Vec<String> = cx.endpoints(&through).map(|w| w.identity().principal()).collect();
         let account = through.hostname.split('.').next().unwrap_or_default();
         identities.push(format!("{}/ns/{}/sa/{account}", cx.options.trust_domain, through.namespace));
         identities.sort();
@@ -277,8 +271,8 @@ pub(super) fn require_waypoints(cx: &mut Context<'_>) {
         let short = service.hostname.split('.').next().unwrap_or_default();
         let name = PolicyName::new(service.namespace.clone(), format!("culvert_require_waypoint_{short}"));
         cx.out.policies.insert(name.clone(), deny(&name, vec![rule]));
-        for workload in cx.out.workloads.values_mut().filter(|w| w.services.contains_key(&service)) {
-            if !workload.policies.contains(&name) {
+        for uid in cx.endpoints.get(&service).into_iter().flatten() {
+            if let Some(workload) = cx.out.workloads.get_mut(uid).filter(|w| !w.policies.contains(&name)) {
                 workload.policies.push(name.clone());
             }
         }

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use mesh_core::model::{
-    PolicyName, ServiceName,
-    l7::{L7Policy, L7Target, RouteAction, ServiceRoutes, Subset, TrafficPolicy, WeightedDestination},
+    ServiceName,
+    l7::{RouteAction, ServiceRoutes, Subset, TrafficPolicy, WeightedDestination},
 };
 
-use super::{Context, waypoints::need};
+use super::{
+    Context,
+    waypoints::{Cause, need},
+};
 use crate::memory::Routed;
 use crate::object::{Body, Key, VirtualService};
 
@@ -35,7 +38,6 @@ pub(super) fn compile(cx: &mut Context<'_>, routed: &Routed) {
             virtual_service(cx, routed, key, vs);
         }
     }
-    policies(cx, routed);
 }
 
 fn plain(service: &mesh_core::model::Service) -> ServiceRoutes {
@@ -84,7 +86,7 @@ fn virtual_service(cx: &mut Context<'_>, routed: &Routed, key: &Key, vs: &Virtua
         }
         routes.origin = key.to_string().into();
         (routes.http, routes.tcp) = (http.clone(), tcp.clone());
-        need(cx, routed, key, &name, &format!("routes {host}"));
+        need(cx, routed, key, &name, Cause::Routes);
     }
 }
 
@@ -118,42 +120,5 @@ fn resolve(cx: &mut Context<'_>, key: &Key, field: &str, destination: &mut Weigh
                 format!("no DestinationRule defines subset {subset} of {}", destination.service.hostname);
             cx.note(key, field, "unknown-subset", reason, "add a DestinationRule with the subset");
         }
-    }
-}
-
-fn policies(cx: &mut Context<'_>, routed: &Routed) {
-    for (key, object) in cx.each("AuthorizationPolicy") {
-        let Body::Authorization(policy) = &object.body else { continue };
-        let mut targets = Vec::new();
-        for (kind, name) in &policy.targets {
-            match &**kind {
-                "Service" => {
-                    let service = Context::host(&key.namespace, name);
-                    need(cx, routed, key, &service, "is enforced at L7");
-                    targets.push(L7Target::Service(service));
-                }
-                "Gateway" => {
-                    targets.push(L7Target::Gateway { namespace: key.namespace.clone(), name: name.clone() });
-                }
-                "GatewayClass" => targets.push(L7Target::AllWaypoints),
-                other => {
-                    let reason = format!("{other} is no target of a policy");
-                    cx.note(key, "spec.targetRefs", "bad-target", reason, "use Service or Gateway");
-                }
-            }
-        }
-        if targets.is_empty() {
-            continue;
-        }
-        let name = PolicyName::new(key.namespace.clone(), key.name.clone());
-        let dry_run = object.meta.annotations.get("istio.io/dry-run").is_some_and(|v| &**v == "true");
-        let compiled = L7Policy {
-            key: name.clone(),
-            targets,
-            action: policy.action,
-            rules: policy.rules.clone(),
-            dry_run,
-        };
-        cx.out.l7_policies.insert(name, compiled);
     }
 }

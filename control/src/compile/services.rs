@@ -1,11 +1,14 @@
 //! Service → services.
 
+use std::{collections::BTreeMap, sync::Arc};
+
 use ipnet::IpNet;
-use mesh_core::model::{LoadBalancing, LoadBalancingMode, PortMapping, Scope, Service, Vip};
+use mesh_core::model::{LoadBalancing, LoadBalancingMode, PortMapping, Scope, Service, ServiceName, Vip};
 
 use super::Context;
 use crate::{
-    object::{self, Body, TargetPort},
+    finding::Severity,
+    object::{self, Body, Labels, TargetPort},
     vips::Vips,
 };
 
@@ -17,6 +20,13 @@ pub(super) fn compile(cx: &mut Context<'_>, vips: &mut Vips) {
     vips.reserve(given.flatten());
     for (key, object) in cx.each("Service") {
         let Body::Service(spec) = &object.body else { continue };
+        if spec.external_name {
+            let reason =
+                "a service of type ExternalName is an alias in DNS; the mesh does not know it".into();
+            let remedy = "use a ServiceEntry if the mesh must know it";
+            cx.problem(key, Severity::Info, "spec.type", "external-name", reason, remedy);
+            continue;
+        }
         let name = Context::host(&key.namespace, &key.name);
         let mut service = Service::new(name.clone(), key.name.clone());
         let mut ips = spec.ips.clone();
@@ -24,22 +34,54 @@ pub(super) fn compile(cx: &mut Context<'_>, vips: &mut Vips) {
             ips.extend(vips.get(&name.to_string()));
         }
         service.vips = ips.into_iter().map(|ip| Vip { network: "".into(), range: IpNet::from(ip) }).collect();
-        service.ports = spec.ports.iter().map(|p| mapping(p, None)).collect();
+        service.ports = spec.ports.iter().map(|p| mapping(p, Named::Nobody)).collect();
         service.load_balancing = load_balancing(spec);
         service.canonical = true;
+        let (selector, services) = (&spec.selector, vec![name.clone()]);
+        cx.add_backend(&key.namespace, Backend { selector, services, ports: &spec.ports });
         cx.sources.insert(name.clone(), (key, object));
         cx.out.services.insert(name, service);
     }
 }
 
-/// One port as an endpoint with these named container ports serves it.
-pub(super) fn mapping(p: &object::ServicePort, pod: Option<&object::Pod>) -> PortMapping {
-    let target_port = match &p.target {
-        TargetPort::Number(port) => *port,
-        TargetPort::Named(name) => {
-            pod.and_then(|pod| pod.ports.iter().find(|(n, _)| n == name)).map_or(0, |(_, port)| *port)
-        }
+/// What knows an endpoint's own port numbers.
+#[derive(Clone, Copy)]
+pub(super) enum Named<'a> {
+    /// Nothing: named ports stay open until an endpoint is chosen.
+    Nobody,
+    /// A pod's containers, by the name of the target.
+    Pod(&'a object::Pod),
+    /// An entry's ports, by the name of the service's port or of the target.
+    Entry(&'a BTreeMap<Arc<str>, u16>),
+    /// A slice's ports, by the name of the service's port; they replace the target.
+    Slice(&'a BTreeMap<Arc<str>, u16>),
+}
+
+/// Selected endpoints of services in one namespace.
+#[derive(Debug)]
+pub(super) struct Backend<'a> {
+    /// Labels of endpoints.
+    pub(super) selector: &'a Labels,
+    /// The services that they back.
+    pub(super) services: Vec<ServiceName>,
+    /// Their ports.
+    pub(super) ports: &'a [object::ServicePort],
+}
+
+/// One port as an endpoint serves it; target 0 when it does not.
+pub(super) fn mapping(p: &object::ServicePort, named: Named<'_>) -> PortMapping {
+    let own = match named {
+        Named::Entry(ports) | Named::Slice(ports) => ports.get(&p.name).copied(),
+        Named::Nobody | Named::Pod(_) => None,
     };
+    let target_port = own.unwrap_or_else(|| match (&p.target, named) {
+        (TargetPort::Number(port), _) => *port,
+        (TargetPort::Named(name), Named::Pod(pod)) => {
+            pod.ports.iter().find(|(n, _)| n == name).map_or(0, |(_, port)| *port)
+        }
+        (TargetPort::Named(name), Named::Entry(ports)) => ports.get(name).copied().unwrap_or(0),
+        (TargetPort::Named(_), Named::Nobody | Named::Slice(_)) => 0,
+    });
     PortMapping { service_port: p.port, target_port, app_protocol: p.protocol }
 }
 

@@ -17,13 +17,46 @@ use crate::{
 /// Name of the waypoints that come by themselves.
 const OWN: &str = "waypoint";
 
+/// Why a service needs L7.
+#[derive(Clone, Copy)]
+pub(super) enum Cause {
+    /// Routes name it.
+    Routes,
+    /// A policy is attached to it.
+    Policy,
+}
+
 /// Notes that an object needs L7 for a service; ours comes when nothing else is asked for.
-pub(super) fn need(cx: &mut Context<'_>, routed: &Routed, key: &Key, service: &ServiceName, why: &str) {
-    if asked(cx, service) || !enrolled(cx, routed, service) {
+pub(super) fn need(cx: &mut Context<'_>, routed: &Routed, key: &Key, service: &ServiceName, cause: Cause) {
+    if asked(cx, service) || !cx.sources.contains_key(service) {
         return;
     }
-    cx.out.waypoints.entry(service.namespace.clone()).or_insert_with(|| format!("{key} {why}"));
+    if !enrolled(cx, routed, service) {
+        return without_effect(cx, key, service, cause);
+    }
+    let why = match cause {
+        Cause::Routes => format!("{key} routes {}", service.hostname),
+        Cause::Policy => format!("{key} is enforced at L7"),
+    };
+    cx.out.waypoints.entry(service.namespace.clone()).or_insert(why);
     cx.needs.entry(service.clone()).or_insert_with(|| key.clone());
+}
+
+/// A service outside the mesh gets no waypoint by itself: its clients may not be in the mesh either. One
+/// without endpoints is only not there yet.
+fn without_effect(cx: &mut Context<'_>, key: &Key, service: &ServiceName, cause: Cause) {
+    if !cx.endpoints.contains_key(service) {
+        return;
+    }
+    let (severity, what) = match cause {
+        Cause::Routes => (Severity::Info, "these routes have"),
+        Cause::Policy => (Severity::Warning, "this policy has"),
+    };
+    let host = &service.hostname;
+    let reason =
+        format!("{what} no effect on {host}: no endpoint of it is in the mesh and no waypoint is named");
+    let remedy = "enrol its namespace, or name a waypoint with the label istio.io/use-waypoint";
+    cx.problem(key, severity, "", "not-enrolled", reason, remedy);
 }
 
 /// Whether labels already say which waypoint a service uses, or that it uses none.
@@ -38,10 +71,28 @@ fn asked(cx: &Context<'_>, service: &ServiceName) -> bool {
 /// Whether any endpoint of a service is in the mesh. A service that was routed before and has no
 /// endpoints for a moment still counts: they will come back.
 fn enrolled(cx: &Context<'_>, routed: &Routed, service: &ServiceName) -> bool {
-    let mut endpoints = cx.out.workloads.values().filter(|w| w.services.contains_key(service)).peekable();
+    let mut endpoints = cx.endpoints(service).peekable();
     match endpoints.peek() {
         None => routed.contains(service),
         Some(_) => endpoints.any(|w| w.tunnel == Tunnel::Hbone),
+    }
+}
+
+/// While some documents cannot be read, what was routed stays routed: the routes may be among them.
+fn keep_in_doubt(cx: &mut Context<'_>, routed: &Routed) {
+    if !cx.store.doubtful {
+        return;
+    }
+    let kept: Vec<(ServiceName, Key)> = cx
+        .sources
+        .iter()
+        .map(|(name, (key, _))| (name.clone(), (*key).clone()))
+        .filter(|(name, _)| routed.contains(name) && !asked(cx, name))
+        .collect();
+    for (name, key) in kept {
+        let why = || format!("{key} was routed before, and documents that may say so cannot be read");
+        cx.out.waypoints.entry(name.namespace.clone()).or_insert_with(why);
+        cx.needs.entry(name).or_insert(key);
     }
 }
 
@@ -49,7 +100,9 @@ fn enrolled(cx: &Context<'_>, routed: &Routed, service: &ServiceName) -> bool {
 /// instance traffic is refused at the client. Fails closed, but for a service whose first waypoint has
 /// not been ready yet and that no policy protects.
 pub(super) fn attach(cx: &mut Context<'_>, routed: &mut Routed) {
-    let mut now_routed = BTreeSet::new();
+    keep_in_doubt(cx, routed);
+    // A service that cannot be read now was not necessarily deleted.
+    let mut now_routed = if cx.store.doubtful { routed.all().clone() } else { BTreeSet::new() };
     for (name, (key, object)) in cx.sources.clone() {
         let labels = &object.meta.labels;
         if labels.contains_key(GATEWAY_NAME) || cx.opted_out(&key.namespace, labels) {
@@ -82,8 +135,7 @@ fn assign(cx: &mut Context<'_>, service: &ServiceName, gateway: GatewayAddress, 
 
 fn ready(cx: &Context<'_>, gateway: &GatewayAddress) -> bool {
     let GatewayDestination::Hostname(waypoint) = &gateway.destination else { return true };
-    cx.out.services.contains_key(waypoint)
-        && cx.out.workloads.values().any(|w| w.health == Health::Healthy && w.services.contains_key(waypoint))
+    cx.out.services.contains_key(waypoint) && cx.endpoints(waypoint).any(|w| w.health == Health::Healthy)
 }
 
 /// Whether a policy is enforced for a service at our waypoint.
@@ -111,7 +163,7 @@ fn tell_unavailable(
     service: &ServiceName,
     at: &GatewayAddress,
 ) {
-    if !ready(cx, at) {
+    if !ready(cx, at) && cx.endpoints.contains_key(service) {
         let reason = format!(
             "connections to {} are refused: its waypoint {} has no ready instance",
             service.hostname,

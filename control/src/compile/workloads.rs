@@ -1,4 +1,4 @@
-//! Pod and WorkloadEntry → workloads.
+//! Pod → workloads.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -10,7 +10,10 @@ use mesh_core::{
     },
 };
 
-use super::{Context, GATEWAY_NAME, selects, services::mapping};
+use super::{
+    Context, GATEWAY_NAME, selects,
+    services::{Named, mapping},
+};
 use crate::object::{Body, Key, Labels, Object, Pod};
 
 pub(super) fn compile(cx: &mut Context<'_>) {
@@ -19,35 +22,20 @@ pub(super) fn compile(cx: &mut Context<'_>) {
         if pod.finished || pod.ips.is_empty() {
             continue;
         }
-        let mut workload = base(cx, key, &object.meta.labels, Some(pod));
+        let mut workload = base(cx, key, &object.meta.labels);
+        workload.services = backed(cx, &key.namespace, &object.meta.labels, Named::Pod(pod));
         fill_pod(cx, &mut workload, object, pod);
         add(cx, workload, &object.meta.labels);
     }
-    for (key, object) in cx.each("WorkloadEntry") {
-        let Body::Entry(entry) = &object.body else { continue };
-        let labels: Labels =
-            object.meta.labels.iter().chain(&entry.labels).map(|(k, v)| (k.clone(), v.clone())).collect();
-        let mut workload = base(cx, key, &labels, None);
-        let cluster = &cx.options.cluster;
-        workload.uid = WorkloadUid::new(format!(
-            "{cluster}/networking.istio.io/WorkloadEntry/{}/{}",
-            key.namespace, key.name
-        ));
-        workload.addresses = entry.ip.into_iter().collect();
-        workload.service_account = entry.service_account.clone();
-        workload.capacity = entry.weight;
-        workload.workload_name = key.name.clone();
-        add(cx, workload, &labels);
-    }
 }
 
-fn add(cx: &mut Context<'_>, workload: Workload, labels: &Labels) {
+pub(super) fn add(cx: &mut Context<'_>, workload: Workload, labels: &Labels) {
     let uid = workload.uid.clone();
     cx.out.labels.insert(uid.clone(), WorkloadLabels { uid: uid.clone(), labels: labels.clone() });
     cx.out.workloads.insert(uid, workload);
 }
 
-fn base(cx: &Context<'_>, key: &Key, labels: &Labels, pod: Option<&Pod>) -> Workload {
+pub(super) fn base(cx: &Context<'_>, key: &Key, labels: &Labels) -> Workload {
     let uid = WorkloadUid::pod(&cx.options.cluster, &key.namespace, &key.name);
     let mut workload = Workload::new(uid, key.namespace.clone(), key.name.clone());
     let label = |name: &str| labels.get(name).cloned();
@@ -61,7 +49,6 @@ fn base(cx: &Context<'_>, key: &Key, labels: &Labels, pod: Option<&Pod>) -> Work
         .or_else(|| label("app.kubernetes.io/version"))
         .or_else(|| label("version"))
         .unwrap_or_else(|| "latest".into());
-    workload.services = backed(cx, key, labels, pod);
     if !labels.contains_key(GATEWAY_NAME) {
         workload.waypoint = labels
             .contains_key(super::USE_WAYPOINT)
@@ -71,15 +58,22 @@ fn base(cx: &Context<'_>, key: &Key, labels: &Labels, pod: Option<&Pod>) -> Work
     workload
 }
 
-fn backed(cx: &Context<'_>, key: &Key, labels: &Labels, pod: Option<&Pod>) -> ServicePorts {
+/// The services of a namespace that select these labels, with the endpoint's own ports.
+pub(super) fn backed(
+    cx: &Context<'_>,
+    namespace: &Arc<str>,
+    labels: &Labels,
+    named: Named<'_>,
+) -> ServicePorts {
     let mut found: BTreeMap<ServiceName, Vec<PortMapping>> = BTreeMap::new();
-    for (service, object) in cx.each("Service").filter(|(s, _)| s.namespace == key.namespace) {
-        let Body::Service(spec) = &object.body else { continue };
-        if spec.selector.is_empty() || !selects(&spec.selector, labels) {
-            continue;
-        }
-        let ports = spec.ports.iter().map(|p| mapping(p, pod)).filter(|p| p.target_port != 0);
-        found.insert(Context::host(&service.namespace, &service.name), ports.collect());
+    let first = |(label, value): (&Arc<str>, &Arc<str>)| {
+        cx.backends.get(namespace).and_then(|all| all.get(&(label.clone(), value.clone())))
+    };
+    let candidates = labels.iter().filter_map(first).flatten();
+    for backend in candidates.filter(|backend| selects(backend.selector, labels)) {
+        let ports = backend.ports.iter().map(|p| mapping(p, named)).filter(|p| p.target_port != 0);
+        let ports: Vec<_> = ports.collect();
+        found.extend(backend.services.iter().map(|name| (name.clone(), ports.clone())));
     }
     found.into()
 }

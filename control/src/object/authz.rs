@@ -8,6 +8,7 @@ use mesh_core::model::{
     l7::{ConditionKey, L7Condition, L7Operation, L7Rule, L7Source},
 };
 use mesh_net::wire::l7::condition_key;
+use serde_json::Value;
 
 use super::Labels;
 use crate::reader::Reader;
@@ -107,7 +108,17 @@ pub fn policy(spec: &Reader<'_>, namespace: &str) -> Authorization {
             PolicyAction::Deny
         }
     };
-    let target = |t: Reader<'_>| (t.required("kind"), t.required("name"));
+    let target = |t: Reader<'_>| {
+        t.known(&["group", "kind", "name"]);
+        let kind = t.required("kind");
+        if !["", "Service", "ServiceEntry", "Gateway", "GatewayClass"].contains(&&*kind) {
+            let reason = format!("{kind} is no target of a policy");
+            t.at("kind", |f| {
+                f.error("bad-value", reason, "use Service, ServiceEntry, Gateway or GatewayClass")
+            });
+        }
+        (kind, t.required("name"))
+    };
     let mut targets = spec.each("targetRefs", target);
     targets.extend(spec.opt("targetRef", target));
     let mut rules = spec.each("rules", |r| rule(&r, namespace));
@@ -122,6 +133,9 @@ pub fn policy(spec: &Reader<'_>, namespace: &str) -> Authorization {
 }
 
 fn rule(r: &Reader<'_>, namespace: &str) -> L7Rule {
+    if !r.raw().is_object() {
+        r.error("wrong-type", "a rule must be a mapping", "write {} for a rule that matches everything");
+    }
     r.only(&["from", "to", "when"]);
     L7Rule {
         from: r.each("from", |f| {
@@ -136,11 +150,11 @@ fn rule(r: &Reader<'_>, namespace: &str) -> L7Rule {
     }
 }
 
-/// An empty block matches everybody: nobody writes one and means it.
-fn block<T: Default>(r: &Reader<'_>, read: impl FnOnce(&Reader<'_>) -> T) -> T {
-    if r.raw().as_object().is_none_or(serde_json::Map::is_empty) {
+/// A block that says nothing matches everybody: nobody writes one and means it. Empty lists say nothing.
+fn block<T>(r: &Reader<'_>, read: impl FnOnce(&Reader<'_>) -> T) -> T {
+    let nothing = |value: &Value| value.is_null() || value.as_array().is_some_and(Vec::is_empty);
+    if r.raw().as_object().is_none_or(|fields| fields.values().all(nothing)) {
         r.error("missing-field", "is missing or empty", "say what it matches, or remove the entry");
-        return T::default();
     }
     read(r)
 }
@@ -186,7 +200,7 @@ pub fn cidr(text: &str) -> Option<IpNet> {
 
 fn blocks(s: &Reader<'_>, name: &str) -> Vec<IpNet> {
     let item = |item: Reader<'_>| {
-        let text = item.text()?;
+        let text = item.element()?;
         let net = cidr(text);
         if net.is_none() {
             item.error("bad-cidr", format!("{text:?} is no address or CIDR"), "write it like 10.0.0.0/8");
@@ -228,10 +242,27 @@ fn condition(w: &Reader<'_>) -> Option<L7Condition> {
         w.at("key", |f| f.error("bad-value", format!("{name:?} is not supported"), "use a supported key"));
         return None;
     };
-    let matches = |field: &str| texts(w, field);
-    if matches!(key, ConditionKey::SourceIp | ConditionKey::DestinationIp) {
-        blocks(w, "values");
-        blocks(w, "notValues");
+    let (values, not_values) = (texts(w, "values"), texts(w, "notValues"));
+    if values.is_empty() && not_values.is_empty() {
+        w.error("missing-field", "there are neither values nor notValues", "add values");
     }
-    Some(L7Condition { key, values: matches("values"), not_values: matches("notValues") })
+    for field in ["values", "notValues"] {
+        w.each(field, |item| check_value(&item, &key));
+    }
+    Some(L7Condition { key, values, not_values })
+}
+
+/// A value that can never be compared would drop out of its list and widen the policy.
+fn check_value(item: &Reader<'_>, key: &ConditionKey) {
+    let Some(text) = item.raw().as_str().filter(|text| !text.is_empty()) else { return };
+    match key {
+        ConditionKey::SourceIp | ConditionKey::DestinationIp if cidr(text).is_none() => {
+            let reason = format!("{text:?} is no address or CIDR");
+            item.error("bad-cidr", reason, "write it like 10.0.0.0/8");
+        }
+        ConditionKey::DestinationPort if text.parse::<u16>().is_err() => {
+            item.error("bad-port", format!("{text:?} is no port"), "use a number from 1 to 65535");
+        }
+        _ => {}
+    }
 }

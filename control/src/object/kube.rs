@@ -1,4 +1,4 @@
-//! Kubernetes kinds, WorkloadEntry and Gateway.
+//! Kubernetes kinds and Gateway.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -40,6 +40,8 @@ pub enum TargetPort {
 /// One port of a service.
 #[derive(Debug, Clone)]
 pub struct ServicePort {
+    /// Name; empty when it has none.
+    pub name: Arc<str>,
     /// Port.
     pub port: u16,
     /// Where it leads.
@@ -65,19 +67,8 @@ pub struct Service {
     pub local_only: bool,
     /// `trafficDistribution`.
     pub distribution: Option<Arc<str>>,
-}
-
-/// A workload entry.
-#[derive(Debug, Clone)]
-pub struct Entry {
-    /// Address.
-    pub ip: Option<IpAddr>,
-    /// Labels.
-    pub labels: Labels,
-    /// Service account.
-    pub service_account: Arc<str>,
-    /// Weight.
-    pub weight: u32,
+    /// `type: ExternalName`: a name for DNS only, nothing for the mesh.
+    pub external_name: bool,
 }
 
 /// A Gateway of a waypoint class.
@@ -121,7 +112,7 @@ pub fn pod(doc: &Reader<'_>) -> Pod {
     })
 }
 
-fn address(field: &Reader<'_>) -> Option<IpAddr> {
+pub(super) fn address(field: &Reader<'_>) -> Option<IpAddr> {
     let text = field.text().filter(|t| !t.is_empty())?;
     let parsed = text.parse().ok();
     if parsed.is_none() {
@@ -140,7 +131,12 @@ pub fn service(spec: &Reader<'_>) -> Service {
             ips.extend(spec.at("clusterIP", |ip| address(&ip)));
         }
     }
+    if spec.string("sessionAffinity").as_deref() == Some("ClientIP") {
+        let reason = "ClientIP is not supported and has no effect";
+        spec.at("sessionAffinity", |f| f.warn("unsupported-field", reason, "remove it"));
+    }
     Service {
+        external_name: spec.string("type").as_deref() == Some("ExternalName"),
         selector: spec.map("selector"),
         ips,
         headless,
@@ -169,8 +165,9 @@ fn service_port(p: &Reader<'_>) -> Option<ServicePort> {
         None if t.present() => p.port("targetPort").map(TargetPort::Number),
         None => Some(TargetPort::Number(port)),
     })?;
-    let declared = p.string("appProtocol").or_else(|| p.string("name")).unwrap_or_default();
-    Some(ServicePort { port, target, protocol: app_protocol(&declared) })
+    let name = p.string("name").unwrap_or_default();
+    let declared = p.string("appProtocol").unwrap_or_else(|| name.clone());
+    Some(ServicePort { name, port, target, protocol: app_protocol(&declared) })
 }
 
 fn app_protocol(name: &str) -> AppProtocol {
@@ -181,17 +178,6 @@ fn app_protocol(name: &str) -> AppProtocol {
         "tcp" | "mongo" | "redis" | "mysql" => AppProtocol::Tcp,
         "tls" | "https" => AppProtocol::Tls,
         _ => AppProtocol::Unknown,
-    }
-}
-
-/// Parses a workload entry.
-pub fn entry(spec: &Reader<'_>) -> Entry {
-    spec.known(&["address", "labels", "serviceAccount", "weight"]);
-    Entry {
-        ip: spec.at("address", |ip| address(&ip)),
-        labels: spec.map("labels"),
-        service_account: spec.string("serviceAccount").unwrap_or_else(|| Arc::from("default")),
-        weight: spec.number("weight", u64::from(u32::MAX)).and_then(|n| u32::try_from(n).ok()).unwrap_or(1),
     }
 }
 

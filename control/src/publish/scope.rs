@@ -13,6 +13,14 @@ use super::{Published, Resources};
 use crate::{auth::Caller, compile::Compiled};
 
 impl Published {
+    /// Whether a caller's view of a type is the same as in an earlier version. Scopes of waypoints depend
+    /// on more than the type itself, so theirs count as changed with anything.
+    pub fn unchanged(&self, type_url: &str, caller: &Caller, since: u64) -> bool {
+        let scoped = matches!((caller, type_url), (Caller::Waypoint(..), ROUTES_TYPE | L7_POLICY_TYPE));
+        let last = if scoped { self.version } else { self.changed.get(type_url).copied().unwrap_or(0) };
+        last <= since
+    }
+
     /// The resources of a type that a caller gets. Labels go to every waypoint whole: any workload may be
     /// a client whose labels a route compares.
     pub fn view(&self, type_url: &str, caller: &Caller) -> Cow<'_, Resources> {

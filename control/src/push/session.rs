@@ -28,17 +28,16 @@ pub enum Removals {
     Later,
 }
 
-/// The order of a push. Policies come before the workloads that name them and go after them: a workload
-/// that names a policy which is not known is closed to everybody. Policies of waypoints come before what they protect and go after it, so that a
-/// service is never bound to a waypoint that does not know its policies; of the others, what is referred
-/// to comes before what refers.
+/// The order of a push. Policies come before what they protect and go after it: no workload names a policy
+/// that its agent does not know, and no service is bound to a waypoint that does not know its policies.
+/// Of the others, what is referred to comes before what refers.
 pub const ORDER: [(&str, Removals); 7] = [
-    (L7_POLICY_TYPE, Removals::Later),
     (AUTHORIZATION_TYPE, Removals::Later),
+    (L7_POLICY_TYPE, Removals::Later),
     (ADDRESS_TYPE, Removals::Included),
-    (AUTHORIZATION_TYPE, Removals::Included),
     (LABELS_TYPE, Removals::Included),
     (ROUTES_TYPE, Removals::Included),
+    (AUTHORIZATION_TYPE, Removals::Included),
     (L7_POLICY_TYPE, Removals::Included),
 ];
 

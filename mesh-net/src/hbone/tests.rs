@@ -1,4 +1,13 @@
-use std::{net::SocketAddr, rc::Rc};
+mod limits;
+mod strange;
+
+use std::{
+    cell::{Cell, RefCell},
+    io,
+    net::SocketAddr,
+    rc::Rc,
+    time::Duration,
+};
 
 use mesh_core::{
     hbone::Authority,
@@ -26,7 +35,7 @@ use crate::tls::{
 pub(crate) struct Fixture {
     pub(crate) address: SocketAddr,
     client: WorkloadTls,
-    _stop: tokio_util::sync::DropGuard,
+    drain: Rc<RefCell<CancellationToken>>,
     pub(crate) accepted: Rc<Cell<u32>>,
 }
 
@@ -41,22 +50,27 @@ impl Fixture {
         let client = WorkloadTls::new(&ca.issue(&id("client"))).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (drain, accepted) = (CancellationToken::new(), Rc::new(Cell::new(0)));
+        let (drain, accepted) = (Rc::<RefCell<CancellationToken>>::default(), Rc::new(Cell::new(0)));
         let (token, count) = (drain.clone(), accepted.clone());
         spawn_local(async move {
             while let Ok((tcp, peer)) = listener.accept().await {
                 count.set(count.get() + 1);
-                let (tls, token, handle) = (server.acceptor(), token.clone(), handle.clone());
+                let (tls, token, handle) = (server.acceptor(), token.borrow().clone(), handle.clone());
                 spawn_local(async move { serve(tcp, peer, &tls, token, handle).await });
             }
         });
-        Self { address, client, _stop: drain.drop_guard(), accepted }
+        Self { address, client, drain, accepted }
     }
 
     pub(crate) async fn dial(&self) -> Result<Client, Refusal> {
         let tcp = TcpStream::connect(self.address).await.unwrap();
         let tls = self.client.connector(&[id("server")]).unwrap();
         Client::handshake(tcp, self.address, &tls).await
+    }
+
+    /// Tells the clients of the connections of now to go elsewhere.
+    fn drain(&self) {
+        self.drain.replace(CancellationToken::new()).cancel();
     }
 
     fn key(&self, uid: &str) -> Key {
@@ -67,6 +81,12 @@ impl Fixture {
             expected: vec![id("server")],
             address: self.address,
         }
+    }
+}
+
+impl Drop for Fixture {
+    fn drop(&mut self) {
+        self.drain();
     }
 }
 
@@ -145,7 +165,7 @@ async fn the_pool_dials_once_for_many_flows_and_never_crosses_workloads() {
             "another expectation, another connection"
         );
         drop(streams);
-        pool.release_idle();
+        pool.close();
         assert_eq!(pool.connections(), 0);
     };
     LocalSet::new().run_until(work).await;

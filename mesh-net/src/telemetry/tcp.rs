@@ -1,6 +1,11 @@
 //! Istio's metrics of TCP connections, as ztunnel reports them: `istio_tcp_*`.
 
-use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
+use std::{
+    cell::RefCell,
+    collections::{HashMap, HashSet},
+    rc::Rc,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use mesh_core::{
     identity::Identity,
@@ -43,6 +48,10 @@ const LABELS: [&str; 28] = [
 ];
 /// Label sets that one thread keeps handles for; beyond it the cache starts anew.
 const HANDLES: usize = 4096;
+/// Label sets of the process, each some 15 KiB in all families; what comes beyond it is counted with
+/// [`OTHER`] in place of everything that names a workload, service or identity.
+const SETS: usize = 4096;
+const OTHER: &str = "other";
 const UNKNOWN: &str = "unknown";
 
 /// The families, shared by all threads.
@@ -53,6 +62,31 @@ pub struct Families {
     failed: IntCounterVec,
     received: IntCounterVec,
     sent: IntCounterVec,
+    sets: Arc<Sets>,
+}
+
+/// Label sets that exist.
+#[derive(Default)]
+struct Sets(Mutex<HashSet<Vec<String>>>);
+
+impl Sets {
+    /// The labels to use: these, or those of all others when there are too many.
+    fn bounded(&self, labels: Vec<String>, most: usize) -> Vec<String> {
+        let mut sets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if sets.contains(&labels) {
+            return labels;
+        }
+        if sets.len() < most {
+            sets.insert(labels.clone());
+            return labels;
+        }
+        let kept = |at: usize| {
+            matches!(LABELS[at], "reporter" | "request_protocol" | "connection_security_policy" | "path")
+                || at == FLAGS
+        };
+        let or_other = |(at, label)| if kept(at) { label } else { OTHER.to_owned() };
+        labels.into_iter().enumerate().map(or_other).collect()
+    }
 }
 
 impl Families {
@@ -72,6 +106,7 @@ impl Families {
             failed: family("istio_tcp_connections_failed_total", "Connections that were refused or failed")?,
             received: family("istio_tcp_received_bytes_total", "Bytes from clients to servers")?,
             sent: family("istio_tcp_sent_bytes_total", "Bytes from servers to clients")?,
+            sets: Arc::default(),
         })
     }
 }
@@ -116,8 +151,10 @@ impl Handle {
     /// It is closed: in order, or for a reason.
     pub fn close(&self, failure: Option<Reason>) {
         let Some(reason) = failure else { return self.closed.inc() };
-        let mut labels: Vec<&str> = self.labels.iter().map(String::as_str).collect();
-        labels[FLAGS] = response_flag(reason);
+        let mut labels = self.labels.clone();
+        labels[FLAGS] = response_flag(reason).to_owned();
+        let labels = self.families.sets.bounded(labels, SETS);
+        let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
         self.families.closed.with_label_values(&labels).inc();
         self.families.failed.with_label_values(&labels).inc();
     }
@@ -187,7 +224,7 @@ impl Handles {
     }
 
     fn resolve(&self, ends: &Ends<'_>) -> Handle {
-        let labels = labels(ends);
+        let labels = self.families.sets.bounded(labels(ends), SETS);
         let values: Vec<&str> = labels.iter().map(String::as_str).collect();
         let families = self.families.clone();
         Handle {
@@ -278,5 +315,33 @@ mod tests {
         assert!(line("istio_tcp_connections_closed_total{", "response_flags=\"DENY\""), "{text}");
         assert!(line("istio_tcp_connections_opened_total{", "connection_security_policy=\"mutual_tls\""));
         assert!(line("istio_tcp_connections_opened_total{", "destination_service=\"unknown\""));
+    }
+    #[test]
+    fn labels_beyond_the_bound_are_counted_as_others() {
+        let sets = Sets::default();
+        let (source, identity) = (workload("client"), workload("client").identity());
+        let ends = |path| Ends {
+            reporter: "source",
+            source: Some(&source),
+            destination: None,
+            service: None,
+            source_identity: Some(&identity),
+            mutual_tls: true,
+            path,
+        };
+        let first = sets.bounded(labels(&ends("tunnel")), 1);
+        assert_eq!(first, labels(&ends("tunnel")));
+        let other = sets.bounded(labels(&ends("waypoint")), 1);
+        assert_eq!((other[0].as_str(), other[1].as_str(), other[27].as_str()), ("source", OTHER, "waypoint"));
+        assert_eq!((LABELS[5], other[5].as_str()), ("source_principal", OTHER));
+        assert_eq!(sets.bounded(first.clone(), 1), first, "what exists goes on");
+    }
+
+    #[test]
+    fn the_build_is_told_as_istio_tells_it() {
+        let registry = Registry::new();
+        crate::telemetry::build(&registry, "ztunnel", "0.1.0").unwrap();
+        let text = TextEncoder::new().encode_to_string(&registry.gather()).unwrap();
+        assert!(text.contains("istio_build{component=\"ztunnel\",tag=\"0.1.0\"} 1"), "{text}");
     }
 }

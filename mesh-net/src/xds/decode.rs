@@ -10,6 +10,18 @@ use crate::{
     wire::{self, workload::Address},
 };
 
+/// Whether resources of a type can be decoded.
+pub(super) fn is_known(type_url: &str) -> bool {
+    let types = [
+        wire::ADDRESS_TYPE,
+        wire::AUTHORIZATION_TYPE,
+        wire::ROUTES_TYPE,
+        wire::L7_POLICY_TYPE,
+        wire::LABELS_TYPE,
+    ];
+    types.contains(&type_url)
+}
+
 /// Decodes a resource of a type; the error is the reason that goes into the NACK.
 ///
 /// # Errors

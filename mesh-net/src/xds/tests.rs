@@ -56,9 +56,8 @@ struct World {
     status: watch::Receiver<XdsStatus>,
     ready: Ready,
     conversations: mpsc::Receiver<Conversation>,
-    dir: tempfile::TempDir,
-    stop: tokio_util::sync::DropGuard,
-    task: tokio::task::JoinHandle<()>,
+    _stop: tokio_util::sync::DropGuard,
+    _dir: tempfile::TempDir,
 }
 
 async fn world() -> World {
@@ -83,13 +82,12 @@ async fn world() -> World {
         node_id: "ztunnel~10.0.0.1~agent.culvert-system~culvert-system.svc.cluster.local".into(),
         metadata: BTreeMap::from([("NODE_NAME".into(), "node-a".into())]),
         types: vec![wire::ADDRESS_TYPE],
-        cache: Some(dir.path().join("state/snapshot")),
     };
     let (store, ready, cancel) = (Arc::new(SnapshotStore::default()), Ready::new(), CancellationToken::new());
     let (publish, status) = watch::channel(XdsStatus::default());
     let synced = ready.awaits("state manager");
-    let task = tokio::spawn(run(config, store.clone(), Session::default(), publish, synced, cancel.clone()));
-    World { store, status, ready, conversations, dir, stop: cancel.drop_guard(), task }
+    tokio::spawn(run(config, store.clone(), Session::default(), publish, synced, cancel.clone()));
+    World { store, status, ready, conversations, _stop: cancel.drop_guard(), _dir: dir }
 }
 
 fn pod(name: &str) -> Workload {
@@ -173,40 +171,88 @@ async fn a_new_stream_resumes_with_what_is_held_and_the_world_stays_meanwhile() 
     assert_eq!(held, [(pod("b").uid.to_string(), "7".to_string())]);
 }
 
+fn delta(resources: Vec<Resource>, removed: &[&str], type_url: &str) -> DeltaDiscoveryResponse {
+    DeltaDiscoveryResponse {
+        resources,
+        removed_resources: removed.iter().map(ToString::to_string).collect(),
+        type_url: type_url.into(),
+        nonce: "n".into(),
+        ..DeltaDiscoveryResponse::default()
+    }
+}
+
+fn broken(name: &str) -> Resource {
+    let mut bad = resource(&pod(name), "1");
+    bad.resource.as_mut().unwrap().value = vec![0xff; 3];
+    bad
+}
+
+#[test]
+fn a_refused_first_response_does_not_complete_a_session() {
+    let mut session = Session::default();
+    let snapshot = mesh_core::snapshot::Snapshot::new();
+    let response = delta(vec![broken("a"), resource(&pod("b"), "1")], &[], wire::ADDRESS_TYPE);
+    let (changes, nack, _) = session.take(response, &snapshot);
+    assert!(nack.error_detail.is_some() && !session.complete(&[wire::ADDRESS_TYPE]));
+    assert_eq!(changes.len(), 1, "what was good is applied");
+    session.take(delta(vec![resource(&pod("a"), "2")], &[], wire::ADDRESS_TYPE), &snapshot);
+    assert!(session.complete(&[wire::ADDRESS_TYPE]));
+}
+
+#[test]
+fn unknown_types_and_impossible_removals_are_acknowledged_and_change_nothing() {
+    let mut session = Session::default();
+    let snapshot = mesh_core::snapshot::Snapshot::new();
+    let (changes, ack, _) = session.take(delta(vec![broken("a")], &["x"], "type.example/Other"), &snapshot);
+    assert_eq!((changes.len(), ack.error_detail, ack.response_nonce.as_str()), (0, None, "n"));
+    assert!(session.versions().is_empty());
+    let (changes, ack, _) =
+        session.take(delta(vec![], &["no-namespace"], wire::AUTHORIZATION_TYPE), &snapshot);
+    assert_eq!((changes.len(), ack.error_detail), (0, None));
+}
+
+#[test]
+fn one_response_hands_an_address_from_the_removed_pod_to_the_new_one() {
+    let mut session = Session::default();
+    let at = |name: &str| {
+        let mut pod = pod(name);
+        pod.addresses = vec![[10, 0, 0, 7].into()];
+        pod
+    };
+    let store = SnapshotStore::default();
+    let feed = |session: &mut Session, response| {
+        store.update(|snapshot| (session.take(response, snapshot).0, session.shared()));
+    };
+    feed(&mut session, delta(vec![resource(&at("old"), "1")], &[], wire::ADDRESS_TYPE));
+    let gone = at("old").uid.to_string();
+    feed(&mut session, delta(vec![resource(&at("new"), "1")], &[&gone], wire::ADDRESS_TYPE));
+    let world = store.current();
+    assert!(world.workload(&at("old").uid).is_none());
+    let found = world.workload_at(&"".into(), [10, 0, 0, 7].into()).map(|w| w.uid.clone());
+    assert_eq!(found, Some(at("new").uid));
+}
+
+#[test]
+fn a_long_refusal_names_a_hundred_and_counts_the_rest() {
+    let many = (0..150).map(|n| broken(&format!("p{n}"))).collect();
+    let snapshot = mesh_core::snapshot::Snapshot::new();
+    let (_, nack, refused) = Session::default().take(delta(many, &[], wire::ADDRESS_TYPE), &snapshot);
+    assert_eq!(refused.refused.len(), 150);
+    assert!(nack.error_detail.unwrap().message.ends_with("; and 50 more"));
+}
+
 #[tokio::test]
-async fn the_last_good_world_is_on_disk_when_the_program_ends_and_the_next_one_starts_ready() {
+async fn what_is_held_on_disk_resumes_in_the_next_process() {
     let mut world = world().await;
     let mut talk = world.conversations.recv().await.unwrap();
     talk.requests.recv().await.unwrap();
     talk.responses.send(response(vec![resource(&pod("a"), "3")], &[], "n1")).await.unwrap();
     talk.requests.recv().await.unwrap();
-    drop(world.stop);
-    world.task.await.unwrap();
-    let (snapshot, versions) = crate::store::load(&world.dir.path().join("state/snapshot")).unwrap().unwrap();
+    let path = world._dir.path().join("snapshot");
+    let (snapshot, versions) = world.store.held().unwrap();
+    crate::store::save(&path, &snapshot, &versions).unwrap();
+    let (snapshot, versions) = crate::store::Cache::new(&path).load().unwrap();
     assert!(snapshot.is_complete() && snapshot.workload(&pod("a").uid).is_some());
-    assert_eq!(versions[wire::ADDRESS_TYPE][&pod("a").uid.to_string()], "3");
-
-    // Nobody answers at this address any more: the program is ready all the same.
-    let (store, ready) = (Arc::new(SnapshotStore::new(snapshot)), Ready::new());
-    let config = XdsConfig {
-        endpoint: ControlEndpoint {
-            url: "http://127.0.0.1:1".into(),
-            roots: None,
-            server_name: None,
-            token: None,
-            cluster: "c".into(),
-        },
-        node_id: "n".into(),
-        metadata: BTreeMap::new(),
-        types: vec![wire::ADDRESS_TYPE],
-        cache: None,
-    };
-    let (publish, mut status) = watch::channel(XdsStatus::default());
-    let (cancel, synced) = (CancellationToken::new(), ready.awaits("configuration"));
-    let session = Session::resume(versions);
-    let task = tokio::spawn(run(config, store, session, publish, synced, cancel.clone()));
-    status.wait_for(|status| status.last_error.is_some()).await.unwrap();
-    assert!(ready.pending().is_empty());
-    cancel.cancel();
-    task.await.unwrap();
+    let open = Session::resume(versions).open(wire::ADDRESS_TYPE, Node::default());
+    assert_eq!(open.initial_resource_versions.get(&pod("a").uid.to_string()).unwrap(), "3");
 }

@@ -38,13 +38,14 @@ use tokio::{
 };
 use waypoint::{
     flow::Flow,
+    limits::LimitBook,
     peer::Peer,
     serve::serve,
     telemetry::Families,
     tunnel::{client::Tunnels, server},
     upstream::{Dial, Hop},
     worker::Worker,
-    world::{LimitBook, Me},
+    world::Me,
 };
 
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);

@@ -10,13 +10,11 @@ use mesh_core::{
 };
 use tokio::sync::oneshot;
 
-use super::{
-    Switched, Target, To, Upstreams,
-    target::{Many, One},
-};
+use super::{Switched, To, Upstreams};
 use crate::{
     io::{BoxIo, LocalExecutor},
-    world::{Counted, Permit},
+    limits::{Counted, Permit},
+    target::{Many, One, Target},
 };
 
 /// A connection's place in the limits of its destination.

@@ -10,11 +10,11 @@ use mesh_core::{
     outcome::{Reason, Refusal},
 };
 
-use super::{
-    SendError, Switched, To, Upstreams,
+use super::{SendError, Switched, To, Upstreams};
+use crate::{
+    body::Outgoing,
     target::{Many, One},
 };
-use crate::body::Outgoing;
 
 impl Upstreams {
     /// Sends a request over HTTP/1. A kept connection that turns out to be closed before anything was

@@ -42,12 +42,13 @@ use tokio::{
 use waypoint::{
     flow::Flow,
     io::{BoxIo, LocalExecutor},
+    limits::LimitBook,
     peer::Peer,
     serve::serve,
     telemetry::Families,
     upstream::{Dial, Hop},
     worker::Worker,
-    world::{LimitBook, Me},
+    world::Me,
 };
 
 pub type Reply = (StatusCode, HeaderMap, String);

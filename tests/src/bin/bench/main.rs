@@ -23,6 +23,9 @@ struct Cli {
     /// Leaves Culvert out.
     #[arg(long)]
     without_culvert: bool,
+    /// Measures only what has this in its name: `bulk` or `http`.
+    #[arg(long)]
+    only: Option<String>,
     /// Rounds.
     #[arg(long, default_value_t = 3)]
     rounds: u32,
@@ -59,7 +62,7 @@ fn main() -> Result<ExitCode> {
     for round in 0..cli.rounds {
         for pair in &pairs {
             println!("round {}: {}", round + 1, pair.name);
-            measure(pair, cli.seconds, &mut results)?;
+            measure(pair, &cli, &mut results)?;
         }
     }
     results.print();
@@ -69,10 +72,20 @@ fn main() -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn measure(pair: &peers::Pair, seconds: u32, results: &mut report::Results) -> Result<()> {
-    use load::{Direction, Mode};
+fn measure(pair: &peers::Pair, cli: &Cli, results: &mut report::Results) -> Result<()> {
+    let wanted = |group: &str| cli.only.as_deref().is_none_or(|only| only == group);
+    if wanted("bulk") {
+        bulk(pair, cli.seconds, results)?;
+    }
+    if wanted("http") {
+        requests(pair, cli.seconds, results)?;
+    }
+    Ok(())
+}
+
+fn bulk(pair: &peers::Pair, seconds: u32, results: &mut report::Results) -> Result<()> {
+    use load::Direction;
     let server = pair.server.ip.as_str();
-    let url = format!("http://{server}/");
     for (name, streams, direction) in [
         ("1 stream up, Gb/s", 1, Direction::Up),
         ("1 stream down, Gb/s", 1, Direction::Down),
@@ -88,6 +101,12 @@ fn measure(pair: &peers::Pair, seconds: u32, results: &mut report::Results) -> R
             results.add("CPU s per GiB", &pair.name, cpu / gibibytes);
         }
     }
+    Ok(())
+}
+
+fn requests(pair: &peers::Pair, seconds: u32, results: &mut report::Results) -> Result<()> {
+    use load::Mode;
+    let url = format!("http://{}/", pair.server.ip);
     let one = load::http(&pair.client, &url, 1, seconds, Mode::KeepAlive)?;
     results.add("p50 us, 1 connection", &pair.name, one.p50_us);
     results.add("p99 us, 1 connection", &pair.name, one.p99_us);

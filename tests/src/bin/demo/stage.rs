@@ -1,9 +1,6 @@
 //! What the story needs: the world with its programs, and short ways to ask it things.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
@@ -44,7 +41,7 @@ impl Stage {
         if extra > 0 {
             stage.deployment(MESHED, "idle", "", "culvert/client", extra)?;
         }
-        stage.world.apply(&example("app.yaml"))?;
+        stage.user("app.yaml", example("app.yaml"))?;
         runner::reconcile(&mut stage.world)?;
         stage.world.start_control()?;
         for node in 0..nodes {
@@ -124,7 +121,10 @@ impl Stage {
     }
 }
 
-/// A file of the tutorial.
-pub fn example(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/nginx-canary").join(name)
+/// A file of the tutorial, as it stands in `examples/nginx-canary`.
+pub fn example(name: &str) -> &'static str {
+    match name {
+        "app.yaml" => include_str!("../../../../examples/nginx-canary/app.yaml"),
+        _ => include_str!("../../../../examples/nginx-canary/routing.yaml"),
+    }
 }

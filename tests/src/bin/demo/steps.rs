@@ -96,7 +96,7 @@ fn address(stage: &mut Stage) -> Result<Value> {
 fn canary(stage: &mut Stage) -> Result<Value> {
     let (a, b) = stage.split(200, &["-H", "Connection: close"])?;
     ensure!(a + b == 200 && (60..=140).contains(&a), "before routing: {a} and {b}");
-    stage.world.apply(&example(ROUTING))?;
+    stage.user(ROUTING, example(ROUTING))?;
     let (a90, b10) = routed(stage)?;
     // Binomial(1000, 0.9): 900 ± 3.2905 × 9.487, the central 99.9 %.
     ensure!(a90 + b10 == 1000 && (869..=931).contains(&a90), "after routing: {a90} and {b10}");
@@ -123,7 +123,7 @@ fn routed(stage: &mut Stage) -> Result<(usize, usize)> {
 
 fn edits(stage: &mut Stage) -> Result<Value> {
     let client = stage.pod("default/client-0-0")?;
-    let text = fs::read_to_string(example(ROUTING))?;
+    let text = example(ROUTING);
     let half = text.replace("weight: 90", "weight: 50").replace("weight: 10", "weight: 50");
     let by_header = text.replace(
         "  http:\n",

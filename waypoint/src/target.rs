@@ -11,35 +11,35 @@ use hyper::client::conn::{http1, http2};
 use mesh_core::{balance::Endpoint, identity::Identity, model::WorkloadUid};
 use tokio::sync::{Mutex, Notify};
 
-use crate::{body::Outgoing, world::Destination};
+use crate::{body::Outgoing, limits::Destination};
 
 /// Idle HTTP/1 connections kept per endpoint of a destination.
 const IDLE: usize = 128;
 
 /// A connection that takes one request at a time.
-pub(super) struct One {
-    pub(super) send: http1::SendRequest<Outgoing>,
-    pub(super) served: u32,
+pub(crate) struct One {
+    pub(crate) send: http1::SendRequest<Outgoing>,
+    pub(crate) served: u32,
 }
 
 /// A connection that takes many.
 #[derive(Clone)]
-pub(super) struct Many {
-    pub(super) send: http2::SendRequest<Outgoing>,
-    pub(super) served: Rc<Cell<u32>>,
+pub(crate) struct Many {
+    pub(crate) send: http2::SendRequest<Outgoing>,
+    pub(crate) served: Rc<Cell<u32>>,
 }
 
 /// One endpoint of one destination.
 #[derive(Default)]
 pub struct Target {
     one: RefCell<Vec<One>>,
-    pub(super) many: RefCell<Option<Many>>,
+    pub(crate) many: RefCell<Option<Many>>,
     /// Held while the HTTP/2 connection is made: one at a time.
-    pub(super) connecting: Mutex<()>,
+    pub(crate) connecting: Mutex<()>,
     /// Connections that are open or being opened.
-    pub(super) open: Cell<u32>,
+    pub(crate) open: Cell<u32>,
     /// Told when a connection becomes free or closes.
-    pub(super) freed: Notify,
+    pub(crate) freed: Notify,
     active: Cell<u32>,
 }
 
@@ -65,7 +65,7 @@ impl Target {
     }
 
     /// The connection used last that is free: the others may grow old and close.
-    pub(super) fn idle(&self) -> Option<One> {
+    pub(crate) fn idle(&self) -> Option<One> {
         let mut one = self.one.borrow_mut();
         match one.iter().rposition(|kept| kept.send.is_ready()) {
             Some(at) => Some(one.remove(at)),
@@ -77,7 +77,7 @@ impl Target {
     }
 
     /// Keeps a connection; it may still be busy with its answer.
-    pub(super) fn keep(&self, one: One) {
+    pub(crate) fn keep(&self, one: One) {
         let mut list = self.one.borrow_mut();
         if list.len() >= IDLE {
             list.retain(|kept| !kept.send.is_closed());

@@ -2,11 +2,11 @@
 
 use std::rc::Rc;
 
-use mesh_core::outcome::{Path, Reason, Stage};
-use mesh_net::telemetry::tcp;
+use mesh_core::outcome::{Path, Stage};
+use mesh_net::telemetry::{access, tcp};
 use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
 
-use crate::flow::{Direction, Failure, Flow};
+use super::{Direction, Failure, Flow};
 
 /// Metrics that all threads share.
 #[derive(Clone)]
@@ -96,8 +96,12 @@ impl Recorder {
         log(flow, outcome);
     }
 
-    /// The counters of a flow as it is known now.
-    fn handle(&self, flow: &Flow) -> Rc<tcp::Handle> {
+    /// The counters of a flow as it is known when it is carried.
+    fn handle<'a>(&self, flow: &'a Flow) -> &'a tcp::Handle {
+        flow.handle.get_or_init(|| self.resolve(flow))
+    }
+
+    fn resolve(&self, flow: &Flow) -> Rc<tcp::Handle> {
         let ends = flow.ends.borrow();
         let reporter = match flow.direction {
             Direction::Outbound => "source",
@@ -126,36 +130,27 @@ fn stage(stage: Stage) -> &'static str {
 
 fn log(flow: &Flow, outcome: &Result<(), Failure>) {
     let ends = flow.ends.borrow();
-    let (sent, received) = flow.bytes();
-    let show = |address: Option<std::net::SocketAddr>| address.map(tracing::field::display);
-    let failure = outcome.as_ref().err();
-    let quiet =
-        failure.is_none_or(|f| matches!(f.refusal.reason, Reason::ClientReset | Reason::UpstreamReset));
-    macro_rules! line {
-        ($level:ident) => {
-            tracing::$level!(
-                target: "access",
-                direction = flow.direction.as_str(),
-                pod = flow.member.info.name(),
-                src.addr = %flow.client,
-                src.workload = ends.source.as_ref().map(|w| &*w.name),
-                src.namespace = ends.source.as_ref().map(|w| &*w.namespace),
-                src.identity = ends.source_identity.as_ref().map(tracing::field::display),
-                dst.addr = show(ends.original),
-                dst.upstream = show(ends.upstream),
-                dst.service = ends.service.as_ref().map(|s| &*s.key.hostname),
-                dst.workload = ends.destination.as_ref().map(|w| &*w.name),
-                dst.namespace = ends.destination.as_ref().map(|w| &*w.namespace),
-                dst.identity = ends.destination_identity.as_ref().map(tracing::field::display),
-                path = ends.path.map(Path::as_str),
-                bytes_sent = sent,
-                bytes_recv = received,
-                duration_ms = flow.opened.elapsed().as_millis() as u64,
-                reason = failure.map(|f| f.refusal.reason.as_str()),
-                error = failure.map(|f| f.refusal.detail.as_str()),
-                "connection complete"
-            )
-        };
-    }
-    if quiet { line!(info) } else { line!(warn) }
+    let (to_server, to_client) = flow.bytes();
+    let (sent, received) = match flow.direction {
+        Direction::Outbound => (to_server, to_client),
+        Direction::Inbound => (to_client, to_server),
+    };
+    let line = access::Flow {
+        direction: flow.direction.as_str(),
+        source_address: flow.client,
+        source: ends.source.as_deref(),
+        source_identity: ends.source_identity.as_ref(),
+        destination_address: ends.upstream.or(ends.original),
+        authority: ends.authority.as_ref(),
+        service: ends.service.as_deref(),
+        destination: ends.destination.as_deref(),
+        destination_identity: ends.destination_identity.as_ref(),
+        path: ends.path,
+        bytes_sent: sent,
+        bytes_received: received,
+        duration: flow.opened.elapsed(),
+        snapshot: ends.snapshot,
+        failure: outcome.as_ref().err().map(|failure| (failure.stage, &failure.refusal)),
+    };
+    line.complete();
 }

@@ -1,0 +1,109 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args as Group, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
+
+use crate::endpoint::Endpoint;
+
+/// Folder of the sockets of everything that runs on this machine.
+pub const RUN_DIR: &str = "/run/culvert";
+
+/// Asks a Culvert mesh: what is wrong, what would happen, how it is. Changes nothing.
+///
+/// Exit status: 0 all is well, 1 something is not (an error, a refusal, a part that is not ready),
+/// 2 the question could not be answered.
+#[derive(Debug, Parser)]
+#[command(name = "culvert", version, max_term_width = 100)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Answer in JSON.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No colours, also on a terminal.
+    #[arg(long, global = true, env = "NO_COLOR", hide_env_values = true,
+          value_parser = FalseyValueParser::new())]
+    pub no_color: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Every mistake in a folder of YAML, with file, line, object, field, reason and remedy.
+    Analyze(Analyze),
+    /// Every decision about a connection, in order, with the object and kernel entry behind it.
+    Explain(Explain),
+    /// Which parts of the mesh run, whether they are ready, and what to do if not.
+    Status(Status),
+}
+
+/// Options of `analyze`.
+#[derive(Debug, Group)]
+pub struct Analyze {
+    /// Folder of YAML or JSON files; folders inside it count, names that start with a dot do not.
+    #[arg(short = 'f', long = "folder", value_name = "FOLDER")]
+    pub folder: PathBuf,
+    /// Findings from which on the exit status is 1.
+    #[arg(long, value_name = "SEVERITY", default_value = "error")]
+    pub fail_on: FailOn,
+}
+
+/// From which severity on a folder fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FailOn {
+    /// Documents that are refused.
+    Error,
+    /// Documents that apply only in part, too.
+    Warning,
+}
+
+/// Options of `explain`.
+#[derive(Debug, Group)]
+pub struct Explain {
+    /// The client: a pod's name, NAMESPACE/NAME, the name of its Deployment, or a workload's uid.
+    #[arg(value_name = "SRC")]
+    pub source: String,
+    /// What it connects to: a service (short, with namespace, or full name), a pod or an address.
+    #[arg(value_name = "DST:PORT")]
+    pub destination: String,
+    /// Explain from a folder of YAML instead of a running mesh.
+    #[arg(short = 'f', long = "folder", value_name = "FOLDER", conflicts_with = "world")]
+    pub folder: Option<PathBuf>,
+    /// Where to ask.
+    #[command(flatten)]
+    pub mesh: Mesh,
+}
+
+/// Options of `status`.
+#[derive(Debug, Group)]
+pub struct Status {
+    /// Where to ask.
+    #[command(flatten)]
+    pub mesh: Mesh,
+}
+
+/// Which running mesh to ask; without options, the one whose sockets are in the run folder.
+#[derive(Debug, Clone, Group)]
+pub struct Mesh {
+    /// Admin endpoints of agents, `http://HOST:PORT` or `unix:PATH`; repeat it or use commas.
+    #[arg(
+        long,
+        value_name = "ENDPOINT",
+        env = "CULVERT_AGENT",
+        hide_env_values = true,
+        value_delimiter = ','
+    )]
+    pub agent: Vec<Endpoint>,
+    /// Admin endpoint of the control plane, `http://HOST:PORT` or `unix:PATH`.
+    #[arg(long, value_name = "ENDPOINT", env = "CULVERT_CONTROL", hide_env_values = true)]
+    pub control: Option<Endpoint>,
+    /// Which mesh, when several run on this machine: a folder in the run folder.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["agent", "control"])]
+    pub world: Option<String>,
+    /// Folder with the sockets: `<world>/control.sock` and `<world>/agent-<node>.sock`.
+    #[arg(long, value_name = "FOLDER", env = "CULVERT_RUN_DIR", hide_env_values = true,
+          default_value = RUN_DIR)]
+    pub run_dir: PathBuf,
+}
