@@ -2,8 +2,9 @@
 
 use std::{
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll},
     time::Instant,
 };
@@ -13,9 +14,13 @@ use mesh_core::{
     http::{NoHeaders, RequestFacts, authorise, choose, tcp_route},
     model::{Tunnel, l7::WeightedDestination},
     outcome::{Path, Reason, Refusal},
+    snapshot::Snapshot,
 };
 use mesh_net::telemetry::tcp::{Ends, Handle};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf, copy_bidirectional_with_sizes},
+    sync::watch,
+};
 
 use crate::{endpoints::EndpointSet, flow::Flow, io::Prefixed, upstream::To, worker::Worker, world::World};
 
@@ -25,6 +30,8 @@ const BUFFER: usize = 64 * 1024;
 /// Relays a connection to its end and records it once (invariant I-4).
 pub async fn relay(worker: Rc<Worker>, flow: Rc<Flow>, io: Prefixed) {
     let begun = Instant::now();
+    // Before the world is taken, so that no change between decision and relay is missed.
+    let changes = worker.changes();
     let world = worker.world();
     let mut entropy = worker.entropy();
     let chosen = choose_endpoint(&world, &flow, &mut entropy);
@@ -45,7 +52,7 @@ pub async fn relay(worker: Rc<Worker>, flow: Rc<Flow>, io: Prefixed) {
     handle.open();
     let mut client = Counted { io, handle: handle.clone(), received: 0, sent: 0 };
     let ended = match &chosen {
-        Ok((set, index)) => carry(&worker, &flow, set, *index, &mut client).await,
+        Ok(chosen) => carry(&worker, &flow, chosen, changes, &mut client).await,
         Err(refusal) => Err(refusal.clone()),
     };
     let refusal = ended.err();
@@ -71,12 +78,8 @@ pub async fn relay(worker: Rc<Worker>, flow: Rc<Flow>, io: Prefixed) {
     );
 }
 
-/// Policy first, then the TCP route, then an endpoint. Fails closed.
-fn choose_endpoint(
-    world: &World,
-    flow: &Flow,
-    entropy: &mut impl Entropy,
-) -> Result<(Rc<EndpointSet>, usize), Refusal> {
+/// Whether policy allows a connection; what asks for L7 never matches it. Fails closed.
+fn authorised(world: &World, flow: &Flow) -> Result<(), Refusal> {
     let service = flow.service.as_ref().map(|s| &s.key);
     let facts = RequestFacts {
         client: flow.peer.facts(),
@@ -89,7 +92,17 @@ fn choose_endpoint(
         destination_ip: flow.ip,
         port: flow.port,
     };
-    authorise(world.policies(service).iter().map(|p| &**p), &facts)?;
+    authorise(world.policies(service).iter().map(|p| &**p), &facts).map(drop)
+}
+
+/// Policy first, then the TCP route, then an endpoint. Fails closed.
+fn choose_endpoint(
+    world: &World,
+    flow: &Flow,
+    entropy: &mut impl Entropy,
+) -> Result<(Rc<EndpointSet>, usize), Refusal> {
+    let service = flow.service.as_ref().map(|s| &s.key);
+    authorised(world, flow)?;
     let set = match (service, &flow.workload) {
         (Some(service), _) => {
             let routes = world.routes(service);
@@ -112,13 +125,21 @@ fn choose_endpoint(
 async fn carry(
     worker: &Worker,
     flow: &Flow,
-    set: &EndpointSet,
-    index: usize,
+    (set, index): &(Rc<EndpointSet>, usize),
+    mut changes: watch::Receiver<Arc<Snapshot>>,
     client: &mut Counted,
 ) -> Result<(), Refusal> {
+    let index = *index;
     let _active = set.targets[index].enter();
     let (mut upstream, _permit) = worker.upstreams.open(To { set, index, client: &flow.peer }).await?;
-    let moved = copy_bidirectional_with_sizes(client, &mut upstream, BUFFER, BUFFER).await;
+    let mut copy = pin!(copy_bidirectional_with_sizes(client, &mut upstream, BUFFER, BUFFER));
+    let moved = loop {
+        tokio::select! {
+            moved = &mut copy => break moved,
+            Ok(()) = changes.changed() => authorised(&worker.world(), flow)
+                .map_err(|refusal| Refusal::new(Reason::PolicyChanged, refusal.detail))?,
+        }
+    };
     moved.map(drop).map_err(|error| Refusal::new(Reason::UpstreamReset, error.to_string()))
 }
 

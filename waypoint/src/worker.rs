@@ -86,6 +86,13 @@ impl Worker {
         self.world.borrow().clone()
     }
 
+    /// Wakes when the configuration changes from now on: flows that live long check themselves again.
+    pub fn changes(&self) -> watch::Receiver<Arc<Snapshot>> {
+        let mut changes = self.snapshots.borrow().clone();
+        changes.mark_unchanged();
+        changes
+    }
+
     /// Closes connections that nothing uses or can use. Called at intervals.
     pub fn sweep(&self) {
         self.targets.sweep();

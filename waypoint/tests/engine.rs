@@ -353,6 +353,28 @@ fn tcp_that_policy_denies_is_closed_and_counted_as_failed_with_its_flag() {
 }
 
 #[test]
+fn an_open_tcp_flow_is_closed_when_policy_forbids_it_and_survives_other_changes() {
+    Bench::with_app(AppProtocol::Tcp, App::Greeter, |_| {}).run(async |bench| {
+        let mut io = bench.raw().await;
+        let mut greeting = [0; 5];
+        io.read_exact(&mut greeting).await.unwrap();
+        let deny = |port| {
+            let mut deny = policy_deny_header("unused");
+            let to = vec![L7Operation { ports: vec![port], ..L7Operation::default() }];
+            deny.rules = vec![L7Rule { to, ..L7Rule::default() }];
+            deny
+        };
+        bench.put_policy(deny(81));
+        let closed = tokio::time::timeout(Duration::from_millis(200), io.read_u8()).await;
+        assert!(closed.is_err(), "a policy about another port closes nothing");
+        bench.put_policy(deny(80));
+        assert!(io.read_u8().await.is_err());
+        bench.until_metric("culvert_waypoint_refusals_total{reason=\"policy_changed\"} 1").await;
+        assert!(bench.metrics().contains("response_flags=\"DENY\""));
+    });
+}
+
+#[test]
 fn a_client_that_waits_for_the_server_is_relayed_after_the_sniff_deadline() {
     Bench::with_app(AppProtocol::Unknown, App::Greeter, |_| {}).run(async |bench| {
         let mut io = bench.raw().await;
