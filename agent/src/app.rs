@@ -93,7 +93,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         drain,
         stop: stop.clone(),
     };
-    tokio::spawn(supervisor::run(Arc::new(means), ready.awaits("pods of this node")));
+    tokio::spawn(supervisor::run(Arc::new(means), ready.clone()));
     tokio::spawn(mesh_sync::run(bpf.clone(), store.subscribe(), config.mesh_cidrs.clone()));
     tokio::spawn(kernel_events::run(
         bpf.clone(),

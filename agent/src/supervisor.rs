@@ -14,7 +14,7 @@ use mesh_core::{
 };
 use mesh_net::{
     ca::CertState,
-    task::{Drain, Pending},
+    task::{Drain, Ready},
 };
 use tokio::sync::{mpsc, watch};
 
@@ -65,13 +65,14 @@ struct Supervisor {
     outside: HashSet<Arc<str>>,
     /// Captured by an earlier process, by cookie; emptied as their pods are found.
     captured: HashMap<u64, Pod>,
+    ready: Ready,
     synced: bool,
 }
 
-/// Enrols, withdraws and forgets pods until the agent stops. `listed` is dropped when all pods that
-/// were there at the start are known.
-pub async fn run(means: Arc<Means>, listed: Pending) {
-    let mut listed = Some(listed);
+/// Enrols, withdraws and forgets pods until the agent stops. `ready` awaits that all pods that were
+/// there at the start are known, and that each of them is enrolled or has failed to be once.
+pub async fn run(means: Arc<Means>, ready: Ready) {
+    let mut listed = Some(ready.awaits("pods of this node"));
     let captured = means.redirector.captured().unwrap_or_else(|error| {
         tracing::error!(%error, "the kernel does not say which pods are captured");
         Vec::new()
@@ -81,6 +82,7 @@ pub async fn run(means: Arc<Means>, listed: Pending) {
         running: HashMap::new(),
         outside: HashSet::new(),
         captured: captured.into_iter().map(|pod| (pod.netns, pod)).collect(),
+        ready,
         synced: false,
     };
     let (send, mut events) = mpsc::channel(WAITING);
@@ -148,7 +150,8 @@ impl Supervisor {
         };
         let (events, receiver) = mpsc::channel(WAITING);
         let begin = eligible.then_some(found);
-        tokio::spawn(enrolment::run(self.means.clone(), info.clone(), begin, receiver));
+        let first = (!self.synced).then(|| self.ready.awaits("enrolment of running pods"));
+        tokio::spawn(enrolment::run(self.means.clone(), info.clone(), begin, receiver, first));
         self.running.insert(info.uid.clone(), Running { info, events });
     }
 

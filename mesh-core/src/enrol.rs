@@ -32,6 +32,13 @@ pub enum State {
     Gone,
 }
 
+impl State {
+    /// Whether the pod is on its way into the mesh and not there yet.
+    pub fn is_inward(self) -> bool {
+        matches!(self, Self::Pending | Self::Listening | Self::Capturing)
+    }
+}
+
 /// How a pod was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -135,8 +142,7 @@ impl Enrolment {
 
     /// Whether new connections of the pod are refused at present.
     pub fn is_blocked(&self) -> bool {
-        self.found != Found::Running
-            && matches!(self.state, State::Pending | State::Listening | State::Capturing)
+        self.found != Found::Running && self.state.is_inward()
     }
 
     /// What is awaited, for readiness and `/debug/pods`.

@@ -7,7 +7,10 @@ use mesh_core::{
     identity::Identity,
     outcome::{Reason, Refusal},
 };
-use mesh_net::{ca::CertState, task::Drain};
+use mesh_net::{
+    ca::CertState,
+    task::{Drain, Pending},
+};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -41,12 +44,14 @@ struct Life {
 }
 
 /// Carries a pod into the mesh and out of it. `begin` says how it was found; none that it is captured
-/// but does not belong into the mesh any more.
+/// but does not belong into the mesh any more. `first` is dropped when it is in for the first time, or
+/// when a step has failed: one pod's trouble does not make a node unready for ever.
 pub(super) async fn run(
     means: Arc<Means>,
     info: Arc<PodInfo>,
     begin: Option<Found>,
     mut events: mpsc::Receiver<Event>,
+    mut first: Option<Pending>,
 ) {
     let (mut enrolment, actions) = begin.map_or_else(Enrolment::abandon, Enrolment::begin);
     let mut queue = VecDeque::from(actions);
@@ -65,6 +70,9 @@ pub(super) async fn run(
     let mut failed = None;
     while enrolment.state() != State::Gone || !queue.is_empty() {
         life.show(&enrolment, failed.as_deref());
+        if failed.is_some() || !enrolment.state().is_inward() {
+            drop(first.take());
+        }
         if retry.is_none_or(|at| at <= Instant::now())
             && let Some(action) = queue.front().copied()
         {
