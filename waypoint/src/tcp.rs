@@ -78,7 +78,8 @@ pub async fn relay(worker: Rc<Worker>, flow: Rc<Flow>, io: Prefixed) {
     );
 }
 
-/// Whether policy allows a connection; what asks for L7 never matches it. Fails closed.
+/// Whether policy allows a connection. What a policy asks of HTTP fails closed: not looking like HTTP
+/// is no way around it.
 fn authorised(world: &World, flow: &Flow) -> Result<(), Refusal> {
     let service = flow.service.as_ref().map(|s| &s.key);
     let facts = RequestFacts {
