@@ -4,7 +4,7 @@
 mod connect;
 mod send;
 
-use std::{cell::Cell, net::SocketAddr, rc::Rc, time::Duration};
+use std::{net::SocketAddr, rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
@@ -75,9 +75,6 @@ pub struct SendError {
 
 /// The raw stream of a connection after a protocol switch, with what was read beyond it.
 pub type Switched = oneshot::Receiver<(BoxIo, Bytes)>;
-
-/// Where a protocol switch leaves the upstream's raw stream for the connection that asked.
-pub type SwitchSlot = Rc<Cell<Option<Switched>>>;
 
 /// The upstream side of one worker.
 pub struct Upstreams {

@@ -397,6 +397,10 @@ impl Bench {
         self.publish(Change::RemoveL7Policy(key.clone()));
     }
 
+    pub fn worker(&self) -> &Worker {
+        &self.worker
+    }
+
     pub fn fail_next(&self, count: u32) {
         self.apps.failing.set(count);
     }
