@@ -15,6 +15,7 @@ use crate::{
     io::{BoxIo, LocalExecutor, Prefixed},
     sniff::{Protocol, sniff},
     tcp,
+    telemetry::Record,
     websocket::SwitchSlot,
     worker::Worker,
 };
@@ -63,6 +64,11 @@ async fn serve_http1(worker: Rc<Worker>, flow: Rc<Flow>, io: Prefixed) {
         }
     };
     if let Err(error) = ended {
+        if error.is_parse() {
+            // It was answered without the engine.
+            let mut record = Record::malformed(&worker.telemetry, &flow.peer, error.to_string());
+            record.service = flow.service.clone();
+        }
         tracing::debug!(%error, "client connection ended");
     }
     let Some(switched) = slot.take() else { return };

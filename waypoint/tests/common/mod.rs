@@ -60,6 +60,8 @@ pub enum App {
     Http2,
     Tcp,
     Greeter,
+    /// Reads something, answers with this and closes.
+    Raw(&'static str),
 }
 
 #[derive(Default)]
@@ -109,6 +111,11 @@ async fn application(apps: Rc<Apps>, kind: App, name: String, mut io: TcpStream)
             let mut text = String::new();
             io.read_to_string(&mut text).await.unwrap();
             io.write_all(format!("{text}, all of them").as_bytes()).await.unwrap();
+        }
+        App::Raw(text) => {
+            io.readable().await.unwrap();
+            let _ = io.read(&mut [0; 4096]).await;
+            io.write_all(text.as_bytes()).await.unwrap();
         }
         App::Greeter => {
             io.write_all(b"220 x").await.unwrap();
