@@ -1,6 +1,6 @@
 //! Packets on the underlay: what an eavesdropper between the nodes sees.
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{collections::BTreeSet, fs, path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, Result};
 
@@ -8,6 +8,9 @@ use crate::{
     process::{Place, Process},
     wait,
 };
+
+/// Where Linux begins when it chooses a client's port.
+const FIRST_CLIENT_PORT: u16 = 32_768;
 
 /// A running capture of every packet of one interface.
 pub struct Capture {
@@ -51,6 +54,21 @@ impl Seen {
     /// Whether a text is anywhere in the packets' bytes.
     pub fn contains(&self, text: &str) -> bool {
         self.raw.windows(text.len()).any(|window| window == text.as_bytes())
+    }
+
+    /// Whether TLS application data is among the bytes.
+    pub fn contains_tls(&self) -> bool {
+        self.raw.windows(3).any(|window| window == [0x17, 3, 3])
+    }
+
+    /// TCP ports that packets went to or came from, but for those that clients were given.
+    pub fn ports(&self) -> BTreeSet<u16> {
+        let port = |end: &str| end.trim_end_matches(':').rsplit('.').next()?.parse::<u16>().ok();
+        let ends = self.text.lines().filter_map(|line| {
+            let (from, rest) = line.split_once(" > ")?;
+            Some([from.rsplit(' ').next()?, rest.split(' ').next()?])
+        });
+        ends.flatten().filter_map(port).filter(|port| *port < FIRST_CLIENT_PORT).collect()
     }
 
     /// Number of packets.
