@@ -356,6 +356,27 @@ impl Bench {
         })
     }
 
+    /// A client of its own with `count` requests one after the other; each must be answered with 200.
+    pub fn spawn_load(&self, path: &str, count: u32) -> JoinHandle<()> {
+        let flow = self.resolve("10.96.0.1:80").unwrap();
+        let worker = self.worker.clone();
+        let path = path.to_owned();
+        tokio::task::spawn_local(async move {
+            let (ours, theirs) = pair().await;
+            tokio::task::spawn_local(serve(worker, flow, Box::new(theirs)));
+            let (mut client, connection) =
+                hyper::client::conn::http1::handshake(TokioIo::new(ours)).await.unwrap();
+            tokio::task::spawn_local(connection);
+            for _ in 0..count {
+                let request = get(&path).body(http_body_util::Empty::<Bytes>::new()).unwrap();
+                client.ready().await.unwrap();
+                let response = client.send_request(request).await.unwrap();
+                assert_eq!(response.status(), StatusCode::OK);
+                response.into_body().collect().await.unwrap();
+            }
+        })
+    }
+
     pub async fn send<B>(&self, request: Request<B>) -> Reply
     where
         B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
