@@ -238,11 +238,8 @@ fn an_l7_policy_denies_with_its_reason_and_cannot_be_gone_around() {
 
     let other = "from: [{source: {principals: [cluster.local/ns/shop/sa/other]}}]";
     let admin = "to: [{operation: {paths: [/admin*]}}]";
-    let both = [
-        policy("deny-admin", &format!("{{{admin}}}")),
-        policy("deny-other", &format!("{{{other}}}")),
-    ]
-    .join("---\n");
+    let both = [policy("deny-admin", &format!("{{{admin}}}")), policy("deny-other", &format!("{{{other}}}"))]
+        .join("---\n");
     stage.routed(&both);
     let url = |path: &str| format!("http://{VIP}{path}");
     for (pod, path, policy) in

@@ -194,7 +194,11 @@ fn a_tcp_route_sends_its_port_to_its_destination_and_leaves_other_ports_alone() 
                 bench.break_dials(version, false);
                 let others = ends.iter().filter(|end| **end != version).count();
                 let all_served = !ends.contains(&version);
-                assert_eq!((served > 0, served == 30), (others > 0, all_served), "{port:?}: {version} broken");
+                assert_eq!(
+                    (served > 0, served == 30),
+                    (others > 0, all_served),
+                    "{port:?}: {version} broken"
+                );
             }
         });
     }

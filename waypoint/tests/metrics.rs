@@ -233,7 +233,8 @@ fn the_access_log_has_one_line_per_request_with_both_identities_and_what_denied_
 fn the_access_log_names_the_policy_that_denied_a_connection() {
     let lines = logged(Bench::with_app(AppProtocol::Tcp, App::Greeter, |_| {}), async |bench| {
         send(bench, "x").await;
-        let closed = |line: &str| line.starts_with("istio_tcp_connections_closed_total{") && line.ends_with(" 1");
+        let closed =
+            |line: &str| line.starts_with("istio_tcp_connections_closed_total{") && line.ends_with(" 1");
         while !bench.metrics().lines().any(closed) {
             tokio::task::yield_now().await;
         }

@@ -1,11 +1,6 @@
 //! Istio's metrics of TCP connections, as ztunnel reports them: `istio_tcp_*`.
 
-use std::{
-    cell::RefCell,
-    collections::HashMap,
-    rc::Rc,
-    sync::Arc,
-};
+use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
 
 use mesh_core::{
     identity::Identity,
@@ -68,7 +63,8 @@ pub struct Families {
 
 /// Labels that stay when there are too many sets.
 fn kept(at: usize) -> bool {
-    matches!(LABELS[at], "reporter" | "request_protocol" | "connection_security_policy" | "path") || at == FLAGS
+    matches!(LABELS[at], "reporter" | "request_protocol" | "connection_security_policy" | "path")
+        || at == FLAGS
 }
 
 impl Families {
