@@ -98,9 +98,9 @@ pub async fn run(means: Arc<Means>, ready: Ready) {
             Some(PodEvent::Gone(uid)) => supervisor.gone(&uid).await,
             Some(PodEvent::Synced) => {
                 supervisor.synced = true;
-                supervisor.forget_orphans();
                 drop(listed.take());
             }
+            Some(PodEvent::Complete) => supervisor.forget_orphans(),
             None => return,
         }
     }
