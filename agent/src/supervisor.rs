@@ -5,7 +5,6 @@ mod enrolment;
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::Duration,
 };
 
 use mesh_core::{
@@ -46,8 +45,6 @@ pub struct Means {
     pub registry: Registry,
     /// Trust domain of the node's pods.
     pub trust_domain: Arc<str>,
-    /// Time that open flows get when a pod leaves the mesh or the agent stops.
-    pub drain: Duration,
     /// Asked to end when the agent stops; the pods' groups are children.
     pub stop: Drain,
 }

@@ -14,7 +14,10 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::{
-    super::{PodInfo, object::pod_info},
+    super::{
+        PodInfo,
+        object::{NETNS_ANNOTATION, pod_info},
+    },
     NodeFacts,
     files::{self, FileError},
 };
@@ -73,7 +76,7 @@ impl Contents {
         let (mut pass, now) = (Pass::default(), Instant::now());
         pass.folder(root);
         for (key, mut held) in std::mem::take(&mut self.held) {
-            if pass.found.contains_key(&key) {
+            if pass.replaces(&key, &held) {
                 continue;
             }
             let missing = (!pass.keeps(&key, &held.file)).then(|| held.missing.unwrap_or(now));
@@ -176,9 +179,52 @@ impl Pass {
         }
     }
 
+    /// Whether an object was found and makes sense after what was held of it.
+    fn replaces(&mut self, key: &Key, held: &Held) -> bool {
+        let Some((file, object)) = self.found.get(key) else { return false };
+        let Some(lost) = held.object.loses(object) else { return true };
+        self.problems.insert(format!(
+            "{}: {} {}/{} has lost its {lost}",
+            file.display(),
+            key.0,
+            key.1,
+            key.2
+        ));
+        self.found.remove(key);
+        self.refused.insert(key.clone());
+        false
+    }
+
     /// Whether an object that was not found may be there all the same.
     fn keeps(&self, key: &Key, file: &Path) -> bool {
         self.refused.contains(key) || self.unknown.iter().any(|path| file.starts_with(path))
+    }
+}
+
+impl Object {
+    /// What a pod that runs never loses: without it, its file is half written or was edited by mistake.
+    fn loses(&self, next: &Self) -> Option<&'static str> {
+        let (Self::Pod(pod), Self::Pod(next)) = (self, next) else { return None };
+        let phase = next.status.as_ref().and_then(|status| status.phase.as_deref());
+        if pod.metadata.uid != next.metadata.uid || matches!(phase, Some("Succeeded" | "Failed")) {
+            return None;
+        }
+        let node = |pod: &Pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
+        let address = |pod: &Pod| {
+            pod.status
+                .as_ref()
+                .is_some_and(|s| s.pod_ip.is_some() || s.pod_ips.as_ref().is_some_and(|ips| !ips.is_empty()))
+        };
+        let network = |pod: &Pod| {
+            pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(NETNS_ANNOTATION))
+        };
+        [
+            ("node", node(pod) && !node(next)),
+            ("addresses", address(pod) && !address(next)),
+            ("network", network(pod) && !network(next)),
+        ]
+        .into_iter()
+        .find_map(|(what, lost)| lost.then_some(what))
     }
 }
 

@@ -7,8 +7,8 @@ use super::*;
 const NAMESPACE: &str = "{kind: Namespace, metadata: {name: shop}}";
 const LABELLED: &str =
     "{kind: Namespace, metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient}}}";
-const POD: &str = "{kind: Pod, metadata: {name: web, namespace: shop, uid: u1}, \
-    spec: {nodeName: n1, containers: []}, status: {podIP: 10.0.0.2}}";
+const POD: &str = "{kind: Pod, metadata: {name: web, namespace: shop, uid: u1, \
+    annotations: {culvert.dev/netns: /run/netns/x}}, spec: {nodeName: n1, containers: []}, status: {podIP: 10.0.0.2}}";
 
 fn node() -> NodeFacts {
     NodeFacts { node: "n1".into(), cluster: "c".into(), network: "".into(), excluded: Vec::new() }
@@ -151,6 +151,9 @@ async fn what_is_not_understood_keeps_its_last_good_version_and_harms_no_other()
         ("pod.yaml", "{kind: Pod, metadata: {name: web, namespace: shop}, spec: {nodeName: [n1]}}"),
         ("pod.yaml", "{kind: Pod, metadata: {name: web, namespace: shop}}"),
         ("pod.yaml", "{kind: Pod, metadata: {namespace: shop}}"),
+        ("pod.yaml", &POD.replace("podIP: 10.0.0.2", "")),
+        ("pod.yaml", &POD.replace("nodeName: n1,", "")),
+        ("pod.yaml", &POD.replace("annotations: {culvert.dev/netns: /run/netns/x}", "")),
         ("pod.yaml", "apiVersion: v1"),
         ("pod.yaml", "{kind: Pod, metadata: {"),
         ("ns.yaml", "{kind: Namespace, metadata: {name: shop, labels: [ambient]}}"),
@@ -166,6 +169,19 @@ async fn what_is_not_understood_keeps_its_last_good_version_and_harms_no_other()
         assert_eq!(reading.of(&dir), inside(), "{file}: {strange}");
         let worth = reading.0.load(dir.path(), SETTLE);
         assert_eq!(worth, Worth { read: true, understood: false, missing: false }, "{strange}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_has_ended_or_was_made_again_is_gone_at_once() {
+    for next in
+        [POD.replace("podIP: 10.0.0.2", "phase: Succeeded"), POD.replace("u1", "u2").replace("n1", "n2")]
+    {
+        let dir = folder(&[("ns.yaml", LABELLED), ("pod.yaml", POD)]);
+        let mut reading = Reading(Contents::default());
+        assert_eq!(reading.of(&dir), inside());
+        fs::write(dir.path().join("pod.yaml"), next).unwrap();
+        assert_eq!(reading.of(&dir), nobody());
     }
 }
 
