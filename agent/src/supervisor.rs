@@ -1,6 +1,8 @@
 //! One task per pod that is, or is to be, in the mesh.
 
 mod enrolment;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,7 +22,7 @@ use tokio::sync::{mpsc, watch};
 use crate::{
     bpf::Pod,
     pods::{PodEvent, PodInfo, PodSource},
-    redirect::AnyRedirector,
+    redirect::{AnyRedirector, Target},
     registry::Registry,
     serve,
 };
@@ -152,14 +154,18 @@ impl Supervisor {
         self.running.insert(info.uid.clone(), Running { info, events });
     }
 
-    /// The kernel's entry of a pod, found by its address.
+    /// The kernel's entry of a pod, found by its address. One of another network namespace is that of a
+    /// pod before it; when the namespace cannot be told, the pod counts as captured.
     fn take_captured(&mut self, info: &PodInfo) -> Option<Pod> {
         let owns = |pod: &Pod| {
             let v4 = pod.v4.map(std::net::IpAddr::from);
             let v6 = pod.v6.map(std::net::IpAddr::from);
             info.addresses.iter().any(|ip| Some(*ip) == v4 || Some(*ip) == v6)
         };
-        let cookie = self.captured.values().find(|pod| owns(pod))?.netns;
+        let entry = self.captured.values().find(|pod| owns(pod))?.netns;
+        let path = info.netns.as_deref();
+        let own = path.and_then(|path| Target::open(path, &info.addresses).ok()).map(|target| target.cookie);
+        let cookie = own.unwrap_or(entry);
         self.captured.remove(&cookie)
     }
 

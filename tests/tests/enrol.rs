@@ -266,6 +266,49 @@ fn a_deleted_pod_leaves_nothing_in_the_kernel_and_disturbs_nobody() {
 }
 
 #[test]
+fn a_pod_that_is_deleted_while_no_agent_runs_or_one_dies_over_it_is_forgotten_by_the_next_one() {
+    let name = "a_pod_that_is_deleted_while_no_agent_runs_or_one_dies_over_it_is_forgotten_by_the_next_one";
+    let Some(mut mesh) = mesh(name) else { return };
+    let web = mesh.pod(MESHED, "web", 1).unwrap();
+    let stays = mesh.pod(MESHED, "stays", 0).unwrap();
+    let _server = Echo::serve(&web, 80, "web").unwrap();
+    mesh.enrolled(&[&web, &stays]).unwrap();
+    for step in [None, Some("CloseFlows"), Some("CleanUp")] {
+        let victim = mesh.pod(MESHED, "victim", 0).unwrap();
+        mesh.enrolled(&[&victim]).unwrap();
+        mesh.reaches(&victim, web.at(Family::V4, 80)).unwrap();
+        let address = victim.pod.ip.clone();
+        // Its helper holds its network open.
+        drop(victim);
+        if let Some(step) = step {
+            let mark = mesh.mark(agent(0));
+            mesh.world.delete_pod(MESHED, "victim").unwrap();
+            mesh.logged(&mark, &["enrolment", &format!("action={step}")]).unwrap();
+            mesh.world.kill_agent(0);
+        } else {
+            mesh.world.kill_agent(0);
+            mesh.world.delete_pod(MESHED, "victim").unwrap();
+        }
+        // Who has the address next is neither captured nor taken for the one before it.
+        let next = mesh.pod(PLAIN, "next", 0).unwrap();
+        assert_eq!(next.pod.ip, address, "the address is used again");
+        let mark = mesh.mark(agent(0));
+        mesh.world.start_agent(0).unwrap();
+        wait::until(LIMIT, "the pod to be forgotten", || {
+            (mesh.captured(0) == [stays.pod.ip.as_str()]).then_some(())
+        })
+        .unwrap();
+        if step != Some("CleanUp") {
+            mesh.logged(&mark, &["a pod that is gone was forgotten"]).unwrap();
+        }
+        mesh.reaches(&stays, web.at(Family::V4, 80)).unwrap();
+        mesh.reaches(&next, web.at(Family::V4, 80)).unwrap();
+        drop(next);
+        mesh.world.delete_pod(PLAIN, "next").unwrap();
+    }
+}
+
+#[test]
 fn an_address_that_another_pod_has_now_is_reached_as_that_pod_and_carries_its_identity() {
     let name = "an_address_that_another_pod_has_now_is_reached_as_that_pod_and_carries_its_identity";
     let Some(mut mesh) = mesh(name) else { return };
@@ -413,11 +456,20 @@ fn a_pod_that_starts_in_the_mesh_sends_nothing_in_plaintext_though_agents_die_wh
     mesh.logged(&mark, &["enrolment", "action=BindListeners"]).unwrap();
     mesh.world.kill_agent(0);
     assert!(ask(&pod, web.at(Family::V4, 80)).is_err(), "blocked, or captured with nobody there");
-    let mark = mesh.mark(agent(0));
-    mesh.world.spawn_agent(0).unwrap();
-    mesh.logged(&mark, &["enrolment", "action=Block"]).unwrap();
-    mesh.world.kill_agent(0);
-    assert!(ask(&pod, web.at(Family::V4, 80)).is_err());
+    // The next ones find it captured, and die at each step of its way back in, too.
+    let file = mesh.world.root.join("blocked.pcap");
+    let capture = Capture::start(&mesh.world.underlay(), "br0", file).unwrap();
+    for step in ["Block", "BindListeners", "RequestCertificate", "Capture", "Announce"] {
+        let mark = mesh.mark(agent(0));
+        mesh.world.spawn_agent(0).unwrap();
+        mesh.logged(&mark, &["enrolment", &format!("action={step}")]).unwrap();
+        mesh.world.kill_agent(0);
+        for family in FAMILIES {
+            assert!(ask(&pod, web.at(family, 80)).is_err(), "{family:?} after {step}");
+        }
+    }
+    let seen = capture.stop().unwrap();
+    assert_eq!(seen.packets_of_port(80), 0, "plaintext left the node");
     mesh.world.start_agent(0).unwrap();
     mesh.enrolled(&[&pod]).unwrap();
     mesh.reaches(&pod, web.at(Family::V4, 80)).unwrap();
