@@ -298,7 +298,7 @@ fn a_pod_that_is_deleted_while_no_agent_runs_or_one_dies_over_it_is_forgotten_by
             (mesh.captured(0) == [stays.pod.ip.as_str()]).then_some(())
         })
         .unwrap();
-        if step != Some("CleanUp") {
+        if step.is_none() {
             mesh.logged(&mark, &["a pod that is gone was forgotten"]).unwrap();
         }
         mesh.reaches(&stays, web.at(Family::V4, 80)).unwrap();
