@@ -26,8 +26,9 @@ pub async fn hbone(worker: &Rc<Worker>, member: &Arc<Member>, tcp: TcpStream, pe
         let flow = worker.flows.begin(Direction::Inbound, member.clone(), peer);
         flow.end(Err(Failure { stage: Stage::Accept, refusal }));
     };
-    let tunnel = match worker.tunnels.enter() {
-        Ok(tunnel) => tunnel,
+    let room = worker.tunnels.enter().and_then(|tunnel| Ok((tunnel, worker.tls(member)?.acceptor())));
+    let (tunnel, tls) = match room {
+        Ok(room) => room,
         Err(refusal) => {
             reset(&tcp);
             return refused(refusal);
@@ -36,13 +37,6 @@ pub async fn hbone(worker: &Rc<Worker>, member: &Arc<Member>, tcp: TcpStream, pe
     let local = match tcp.local_addr() {
         Ok(local) => SocketAddr::new(local.ip().to_canonical(), local.port()),
         Err(error) => return refused(Refusal::new(Reason::ClientReset, error.to_string())),
-    };
-    let tls = match worker.tls(member) {
-        Ok(tls) => tls.acceptor(),
-        Err(refusal) => {
-            reset(&tcp);
-            return refused(refusal);
-        }
     };
     let handle = |connect: Connect| {
         let (worker, member, stream) = (worker.clone(), member.clone(), tunnel.stream());

@@ -64,45 +64,23 @@ pub(super) async fn run(
     let (mut enrolment, actions) = begin.map_or_else(Enrolment::abandon, Enrolment::begin);
     let mut queue = VecDeque::from(actions);
     let (done, mut finished) = mpsc::channel(4);
-    let mut life = Life {
-        means,
-        info,
-        target: None,
-        listeners: Vec::new(),
-        certificate: None,
-        uncertified: None,
-        member: None,
-        leaving: Vec::new(),
-        deleted: false,
-        done,
-    };
-    let (mut backoff, mut retry) = (FIRST_RETRY, None);
-    let mut failed = None;
+    let mut life = Life::new(means, info, done);
+    let mut retry = Retry::default();
     while enrolment.state() != State::Gone || !queue.is_empty() {
-        life.show(&enrolment, failed.as_deref());
-        if failed.is_some() || life.is_refused() || !enrolment.state().is_inward() {
+        life.show(&enrolment, retry.failed.as_deref());
+        if retry.failed.is_some() || life.is_refused() || !enrolment.state().is_inward() {
             drop(first.take());
         }
-        if retry.is_none_or(|at| at <= Instant::now())
+        if retry.is_due()
             && let Some(action) = queue.front().copied()
         {
             match life.perform(action).await {
                 Ok(event) => {
                     queue.pop_front();
-                    (backoff, retry, failed) = (FIRST_RETRY, None, None);
+                    retry = Retry::default();
                     queue.extend(event.into_iter().flat_map(|event| enrolment.on(event)));
                 }
-                Err(reason) => {
-                    tracing::warn!(
-                        pod = life.info.name(),
-                        ?action,
-                        reason,
-                        "enrolment step failed; it is repeated"
-                    );
-                    failed = Some(format!("{action:?}: {reason}"));
-                    retry = Some(Instant::now() + backoff);
-                    backoff = (backoff * 2).min(LAST_RETRY);
-                }
+                Err(reason) => retry.after(&life.info, action, &reason),
             }
             continue;
         }
@@ -114,7 +92,7 @@ pub(super) async fn run(
                 _ => continue,
             },
             state = certificate(life.certificate.as_mut()) => Some(life.certified(&state)),
-            () = sleep_until(retry) => continue,
+            () = sleep_until(retry.at) => continue,
         };
         // The supervisor keeps the sender while the pod exists: without it, the agent stops.
         let Some(event) = event else { return };
@@ -123,12 +101,33 @@ pub(super) async fn run(
         if matches!(event, Event::Deleted | Event::Ineligible | Event::Eligible) && !next.is_empty() {
             // The way has changed: what was still to be done is not any more.
             queue.clear();
-            retry = None;
+            retry.at = None;
         }
         queue.extend(next);
     }
     if !life.deleted {
         life.means.registry.set(&life.info, None, Some("it has left the mesh".into()));
+    }
+}
+
+/// When a step that failed is tried again.
+#[derive(Default)]
+struct Retry {
+    at: Option<Instant>,
+    wait: Option<Duration>,
+    failed: Option<String>,
+}
+
+impl Retry {
+    fn is_due(&self) -> bool {
+        self.at.is_none_or(|at| at <= Instant::now())
+    }
+
+    fn after(&mut self, pod: &PodInfo, action: Action, reason: &str) {
+        tracing::warn!(pod = pod.name(), ?action, reason, "enrolment step failed; it is repeated");
+        let wait = self.wait.map_or(FIRST_RETRY, |wait| (wait * 2).min(LAST_RETRY));
+        self.failed = Some(format!("{action:?}: {reason}"));
+        (self.at, self.wait) = (Some(Instant::now() + wait), Some(wait));
     }
 }
 
@@ -150,6 +149,21 @@ async fn certificate(receiver: Option<&mut watch::Receiver<CertState>>) -> CertS
 }
 
 impl Life {
+    fn new(means: Arc<Means>, info: Arc<PodInfo>, done: mpsc::Sender<usize>) -> Self {
+        Self {
+            means,
+            info,
+            target: None,
+            listeners: Vec::new(),
+            certificate: None,
+            uncertified: None,
+            member: None,
+            leaving: Vec::new(),
+            deleted: false,
+            done,
+        }
+    }
+
     fn show(&self, enrolment: &Enrolment, failed: Option<&str>) {
         if self.deleted {
             return;
@@ -268,9 +282,14 @@ impl Life {
             certificate,
             drain: self.means.stop.child(),
         });
-        self.member = Some(member.clone());
+        let before = self.member.replace(member.clone());
         for (worker, listeners) in self.means.workers.iter().zip(listeners) {
             worker.serve(member.clone(), listeners).await;
+        }
+        if let Some(before) = before {
+            // The label was back before it had left: its old listeners close, and its flows go on.
+            self.leaving.push(before.drain.clone());
+            tokio::spawn(async move { before.drain.finish(NO_DEADLINE).await });
         }
         Ok(Event::CaptureOn)
     }

@@ -59,6 +59,12 @@ impl Namespace {
         Self { path: path.recv().unwrap(), _end: end }
     }
 
+    /// Whether anybody holds the port of what the pod opens.
+    fn listens(&self) -> bool {
+        let namespace = File::open(&self.path).unwrap();
+        netns::within(&namespace, || std::net::TcpListener::bind(("::", 15001))).is_err()
+    }
+
     fn cookie(&self) -> u64 {
         netns::cookie(&File::open(&self.path).unwrap()).unwrap()
     }
@@ -223,12 +229,10 @@ async fn a_pod_that_starts_is_blocked_while_its_certificate_is_awaited_and_leave
     node.meshed().await;
     until("the certificate to be awaited", || node.shown().1 == "awaits certificate").await;
     assert_eq!(node.captured(), Some(PodState::Blocked));
-    let namespace = File::open(&node.namespace.path).unwrap();
-    let free = || netns::within(&namespace, || std::net::TcpListener::bind(("::", 15001))).is_ok();
-    assert!(!free(), "the listeners are there before capture");
+    assert!(node.namespace.listens(), "the listeners are there before capture");
     node.say(PodEvent::Gone("u1".into())).await;
     until("the kernel to forget it", || node.captured().is_none()).await;
-    until("the listeners to be gone", free).await;
+    until("the listeners to be gone", || !node.namespace.listens()).await;
     assert!(node.registry.all().is_empty());
 }
 
@@ -280,6 +284,29 @@ async fn labels_that_come_and_go_quickly_end_as_the_last_one_says() {
     until("the pod to be in", || node.shown() == (Some(State::Active), String::new())).await;
     assert_eq!(node.captured(), Some(PodState::Active));
     until("the announcement", || node.announced.borrow().last() == Some(&true)).await;
+}
+
+#[tokio::test]
+async fn a_label_that_returns_while_a_step_outwards_fails_leaves_no_listeners_of_the_time_before() {
+    let name = "a_label_that_returns_while_a_step_outwards_fails_leaves_no_listeners_of_the_time_before";
+    if !root(name) {
+        return;
+    }
+    let node = Node::new();
+    node.certify();
+    node.say(PodEvent::Synced).await;
+    node.meshed().await;
+    until("capture", || node.shown() == (Some(State::Active), String::new())).await;
+    node.kernel.fail(u32::MAX);
+    node.plain().await;
+    until("capture not to end", || node.shown().1.contains("Release")).await;
+    assert_eq!(node.captured(), Some(PodState::Active));
+    node.meshed().await;
+    node.kernel.fail(0);
+    until("capture", || node.shown() == (Some(State::Active), String::new())).await;
+    assert!(node.namespace.listens());
+    node.say(PodEvent::Gone("u1".into())).await;
+    until("the listeners of both times to be gone", || !node.namespace.listens()).await;
 }
 
 #[tokio::test]
