@@ -74,6 +74,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let signer = IstioCa { endpoint, validity_seconds: config.certificate_seconds, impersonate: true };
     let manager = Arc::new(CertificateManager::new(signer, ManagerConfig::default()));
     let certificates = manager.clone();
+    tokio::spawn(hurry(manager.clone(), xds_status.clone()));
 
     let redirector = Arc::new(Ebpf(bpf.clone()));
     let shared = Shared {
@@ -136,6 +137,16 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tracing::warn!("the last configuration was not written in time");
     }
     Ok(())
+}
+
+/// The control plane signs, too: when its stream is open again, certificates need not be waited for.
+async fn hurry(manager: Arc<CertificateManager<IstioCa>>, mut status: watch::Receiver<XdsStatus>) {
+    while status.wait_for(|status| status.connected).await.is_ok() {
+        manager.hurry();
+        if status.wait_for(|status| !status.connected).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Serves until the agent has drained: the socket is left for the next agent to take over.
