@@ -99,6 +99,56 @@ fn a_service_keeps_its_virtual_address_whatever_else_comes() {
     assert_eq!(again.get("default/web"), first);
 }
 
+const WEB: &str = "kind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 80}]}\n";
+const DENY: &str = "kind: AuthorizationPolicy\nmetadata: {name: deny}\nspec: {action: DENY, rules: [{}]}\n";
+
+#[test]
+fn no_way_to_begin_a_document_hides_it() {
+    let flow = "{kind: AuthorizationPolicy, metadata: {name: deny}, spec: {action: DENY, rules: [{}]}}";
+    for text in [
+        format!("{WEB}---\n{DENY}"),
+        format!("{WEB}--- # deny everybody\n{DENY}"),
+        format!("{WEB}---\t\n{DENY}"),
+        format!("{WEB}---\r\n{}", DENY.replace('\n', "\r\n")),
+        format!("{WEB}--- {flow}\n"),
+        format!("{WEB}...\n{DENY}"),
+        format!("{WEB}... # end\n---\n{DENY}"),
+        format!("%YAML 1.2\n---\n{WEB}...\n%YAML 1.2\n--- # b\n{DENY}"),
+        format!("\u{feff}---\n{WEB}---\n{DENY}"),
+        format!("kind: List\nitems:\n- {flow}\n---\n{WEB}"),
+        format!("kind: List\nitems:\n- kind: List\n  items: [{flow}]\n---\n{WEB}"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.yaml"), &text).unwrap();
+        let (compiled, report) = compile_folder(folder.path());
+        assert!(report.findings.is_empty(), "{text:?}: {:?}", report.findings);
+        assert_eq!((compiled.services.len(), compiled.policies.len()), (1, 1), "{text:?}");
+    }
+}
+
+#[test]
+fn what_would_be_hidden_in_a_document_is_an_error() {
+    for (text, line, code) in [
+        (format!("{WEB}{DENY}"), 1, "bad-yaml"),
+        (format!("{WEB}\r---\r{DENY}"), 1, "bad-yaml"),
+        ("kind: List\n".into(), 1, "wrong-type"),
+        ("kind: List\nitems: {a: b}\n".into(), 2, "wrong-type"),
+        ("kind: PodList\nitems:\n".into(), 2, "wrong-type"),
+        ("kind: List\nitems: [null]\n".into(), 2, "missing-field"),
+        (
+            "kind: AuthorizationPolicy\nspec: {action: DENY}\nmetadata: {name: a}\nspec: {}\n".into(),
+            1,
+            "bad-yaml",
+        ),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.yaml"), &text).unwrap();
+        let findings = analyze(folder.path()).findings;
+        let found: Vec<_> = findings.iter().map(|f| (f.severity, f.line, f.code)).collect();
+        assert!(found.contains(&(Severity::Error, line, code)), "{text:?}: {findings:?}");
+    }
+}
+
 #[test]
 fn an_object_in_a_list_is_found_at_its_own_line() {
     let folder = tempfile::tempdir().unwrap();
