@@ -1,5 +1,6 @@
 //! Documents → objects: what each kind says, with every field that has no effect named.
 
+mod api;
 mod authz;
 mod external;
 mod kube;
@@ -98,8 +99,16 @@ const CLUSTER_KINDS: [&str; 2] = ["Namespace", "Node"];
 const PLAIN: [&str; 7] =
     ["Namespace", "Node", "ServiceAccount", "Deployment", "StatefulSet", "ReplicaSet", "ConfigMap"];
 /// Kinds that Istio's users expect to work and that we do not read.
-const NOT_YET: [&str; 7] =
-    ["Endpoints", "RequestAuthentication", "EnvoyFilter", "Sidecar", "Telemetry", "HTTPRoute", "GRPCRoute"];
+const NOT_YET: [&str; 8] = [
+    "Endpoints",
+    "RequestAuthentication",
+    "EnvoyFilter",
+    "Sidecar",
+    "Telemetry",
+    "HTTPRoute",
+    "GRPCRoute",
+    "Gateway.networking.istio.io",
+];
 
 /// Kinds that are read.
 pub const KINDS: [&str; 17] = [
@@ -125,7 +134,7 @@ pub const KINDS: [&str; 17] = [
 /// Parses a document; none when there is nothing to keep. Errors in `sink` refuse it.
 pub fn parse(value: &Value, sink: &Sink) -> (Key, Option<Object>) {
     let doc = Reader::root(value, sink);
-    let kind = doc.required("kind");
+    let kind = api::kind_of(&doc, doc.required("kind"));
     let (namespace, name, meta) = doc.at("metadata", |m| {
         let name = m.required("name");
         let namespace = m.string("namespace").unwrap_or_else(|| Arc::from("default"));
@@ -186,6 +195,14 @@ fn check_name(field: &Reader<'_>, name: &str) {
     if !ok {
         let remedy = "use lower-case letters, digits, - and .";
         field.error("bad-name", format!("{name:?} is no Kubernetes name"), remedy);
+    }
+}
+
+/// Reports an `exportTo` other than everywhere, which is what it is here.
+fn exported(spec: &Reader<'_>) {
+    if spec.strings("exportTo").iter().any(|to| **to != *"*") {
+        let reason = "exportTo other than \"*\" is not supported and has no effect";
+        spec.at("exportTo", |f| f.warn("unsupported-field", reason, "remove it"));
     }
 }
 
