@@ -24,7 +24,7 @@ use serde::Serialize;
 use crate::{
     finding::{Problem, Severity},
     memory::Memory,
-    object::{Body, Key, Labels, Object, stand_in},
+    object::{Body, Key, Labels, Meta, Object, stand_in},
     source::Store,
 };
 
@@ -195,9 +195,13 @@ impl<'a> Context<'a> {
         uids.iter().filter_map(|uid| self.out.workloads.get(uid))
     }
 
-    fn namespace_labels(&self, namespace: &str) -> Option<&'a Labels> {
+    fn namespace(&self, namespace: &str) -> Option<&'a Meta> {
         let key = Key { kind: "Namespace".into(), namespace: "".into(), name: namespace.into() };
-        self.store.objects.get(&key).map(|stored| &stored.object.meta.labels)
+        self.store.objects.get(&key).map(|stored| &stored.object.meta)
+    }
+
+    fn namespace_labels(&self, namespace: &str) -> Option<&'a Labels> {
+        self.namespace(namespace).map(|meta| &meta.labels)
     }
 
     fn host(namespace: &str, name: &str) -> ServiceName {

@@ -7,6 +7,7 @@ mod kube;
 mod rule;
 mod slice;
 pub mod stand_in;
+mod unsupported;
 mod virtual_service;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
@@ -146,6 +147,7 @@ pub fn parse(value: &Value, sink: &Sink) -> (Key, Option<Object>) {
         let created = m.string("creationTimestamp").unwrap_or_else(|| Arc::from(""));
         (namespace, name, Meta { labels: m.map("labels"), annotations: m.map("annotations"), created })
     });
+    doc.at("metadata", |m| unsupported::report(&m, &meta));
     let namespace = if CLUSTER_KINDS.contains(&&*kind) { Arc::from("") } else { namespace };
     let key = Key { kind: kind.clone(), namespace: namespace.clone(), name };
     let spec = |f: &mut dyn FnMut(Reader<'_>) -> Body| doc.at("spec", |s| required_spec(&s).then(|| f(s)));
