@@ -1,6 +1,8 @@
 //! The folder under the running control plane: bursts, and being away.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/bad.rs"]
+mod bad;
 mod support;
 
 use std::time::Instant;
@@ -79,4 +81,78 @@ async fn a_file_that_cannot_be_read_keeps_its_objects_and_harms_no_other() {
     assert_eq!(running.json("/debug/config").await["workloads"].as_array().unwrap().len(), 2);
     let errors = "culvert_control_findings{code=\"unreadable\",kind=\"other\",severity=\"error\"}";
     assert_eq!(running.metric(errors).await, Some(1.0));
+}
+
+/// A namespace of its own, with a pod, a service, routes and a policy.
+const SHOP: &str = r#"
+kind: Pod
+metadata: {name: web-1, namespace: shop, labels: {app: web}, annotations: {ambient.istio.io/redirection: enabled}}
+spec: {nodeName: node-1, serviceAccountName: web}
+status: {podIP: 10.0.0.7, conditions: [{type: Ready, status: "True"}]}
+---
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {selector: {app: web}, clusterIP: 10.96.0.77, ports: [{name: http, port: 80}]}
+---
+kind: VirtualService
+metadata: {name: vs, namespace: shop}
+spec: {hosts: [web], http: [{route: [{destination: {host: web}}]}]}
+---
+kind: AuthorizationPolicy
+metadata: {name: p, namespace: shop}
+spec: {selector: {matchLabels: {app: web}}, rules: [{from: [{source: {namespaces: [shop]}}]}]}
+"#;
+
+/// What a control plane tells about one namespace.
+async fn told(running: &Running, namespace: &str) -> Vec<String> {
+    let config = running.json("/debug/config").await;
+    let lists = ["workloads", "services", "policies", "routes", "l7_policies", "labels"];
+    let all = lists.iter().flat_map(|list| config[*list].as_array().unwrap());
+    let text = all.map(ToString::to_string);
+    text.filter(|text| text.contains(&format!("{namespace}/")) || text.contains(&format!("\"{namespace}\"")))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_folder_of_mistakes_beside_a_running_mesh_is_named_and_harms_nothing() {
+    let running = Running::start(&[("shop.yaml", SHOP)]).await;
+    let mut agent = running.stream("one").await;
+    let first = agent.open(ADDRESS_TYPE, &[]).await;
+    agent.answer(&first, None).await;
+    let before = told(&running, "shop").await;
+    assert!(before.len() >= 5, "{before:?}");
+    std::fs::create_dir(running.folder.path().join("bad")).unwrap();
+    for file in std::fs::read_dir(bad::folder()).unwrap().map(|entry| entry.unwrap().path()) {
+        std::fs::copy(&file, running.folder.path().join("bad").join(file.file_name().unwrap())).unwrap();
+    }
+    std::fs::rename(running.folder.path().join("bad"), running.cluster().join("bad")).unwrap();
+    running.until("/debug/objects", |_, text| text.contains("26-api-version.yaml")).await;
+    let findings = running.json("/debug/objects").await["findings"].clone();
+    for (file, line, object, field, code, reason) in bad::MISTAKES {
+        let named = findings.as_array().unwrap().iter().any(|f| {
+            (f["file"].as_str(), f["line"].as_u64()) == (Some(&format!("bad/{file}")), Some(line as u64))
+                && [&f["object"], &f["field"], &f["code"]] == [object, field, code]
+                && f["severity"] == "error"
+                && f["reason"].as_str().unwrap().contains(reason)
+        });
+        assert!(named, "{file}: {findings}");
+    }
+    let metrics = running.get("/metrics").await.1;
+    let errors = metrics
+        .lines()
+        .filter(|l| l.starts_with("culvert_control_findings{") && l.contains("severity=\"error\""));
+    let count: f64 = errors.map(|l| l.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum();
+    assert_eq!(count, bad::MISTAKES.len() as f64);
+    assert_eq!(told(&running, "shop").await, before, "the mesh is told the same");
+    let pushed = agent.next().await.unwrap().unwrap();
+    assert_eq!(
+        names(&pushed),
+        ["default/web.default.svc.cluster.local"],
+        "only what is good in the folder came"
+    );
+    assert!(pushed.removed_resources.is_empty());
+    assert_eq!(running.get("/readyz").await.0, 200);
+    std::fs::remove_dir_all(running.cluster().join("bad")).unwrap();
+    running.until("/debug/objects", |_, text| !text.contains("\"error\"")).await;
+    assert_eq!(told(&running, "shop").await, before);
 }
