@@ -32,7 +32,6 @@ use crate::{
     provision::FolderProvisioner,
     publish::Published,
     push::{Clients, Push},
-    source::Store,
 };
 
 /// Settings.
@@ -139,14 +138,15 @@ pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)
 }
 
 fn follower(config: &Config, metrics: &Metrics, out: watch::Sender<Arc<Published>>) -> Follower {
+    let memory = Memory::new(config.service_cidr, Some(&config.state));
     Follower {
+        store: memory.good.restore(),
         folder: config.folder.clone(),
         options: config.options.clone(),
-        memory: Memory::new(config.service_cidr, Some(&config.state)),
+        memory,
         provisioner: Box::new(FolderProvisioner::new(&config.folder)),
         metrics: metrics.clone(),
         out,
-        store: Store::default(),
         read: None,
     }
 }

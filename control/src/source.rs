@@ -2,6 +2,7 @@
 //! of its object stays. A refused policy without one is closed by a stand-in (decision 0012).
 
 pub mod files;
+pub mod good;
 mod yaml;
 
 use std::{

@@ -116,6 +116,8 @@ async fn told(running: &Running, namespace: &str) -> Vec<String> {
 #[tokio::test]
 async fn a_folder_of_mistakes_beside_a_running_mesh_is_named_and_harms_nothing() {
     let running = Running::start(&[("shop.yaml", SHOP)]).await;
+    // Its waypoint's objects are written and read a moment later.
+    running.until("/debug/config", |_, text| text.contains("\"key\":\"shop/waypoint.shop")).await;
     let mut agent = running.stream("one").await;
     let first = agent.open(ADDRESS_TYPE, &[]).await;
     agent.answer(&first, None).await;
@@ -155,4 +157,57 @@ async fn a_folder_of_mistakes_beside_a_running_mesh_is_named_and_harms_nothing()
     std::fs::remove_dir_all(running.cluster().join("bad")).unwrap();
     running.until("/debug/objects", |_, text| !text.contains("\"error\"")).await;
     assert_eq!(told(&running, "shop").await, before);
+}
+
+const ROUTES: &str = "kind: VirtualService\nmetadata: {name: vs}\nspec:\n  hosts: [web]\n  http: [{name: good, route: [{destination: {host: web}}]}]\n";
+const WEB: &str = "kind: Service\nmetadata: {name: web}\nspec: {ports: [{name: http, port: 80}]}\n";
+
+/// The name of web's first route.
+async fn route_of_web(running: &Running) -> Option<String> {
+    let routes = running.json("/debug/config").await["routes"].clone();
+    routes[0]["http"][0]["name"].as_str().map(Into::into)
+}
+
+#[tokio::test]
+async fn the_last_good_version_of_a_refused_object_survives_a_restart() {
+    let bad = ROUTES.replace("http: [", "http: [{timeout: soon}, ");
+    let running = Running::start(&[("web.yaml", WEB), ("vs.yaml", ROUTES)]).await;
+    assert_eq!(route_of_web(&running).await.as_deref(), Some("good"));
+    let folder = running.stop().await;
+    std::fs::write(folder.path().join("cluster/vs.yaml"), &bad).unwrap();
+    let running = Running::start_in(folder).await;
+    assert_eq!(route_of_web(&running).await.as_deref(), Some("good"), "it turned bad while nobody looked");
+    running.until("/debug/objects", |_, text| text.contains("last-good")).await;
+    let folder = running.stop().await;
+    std::fs::write(folder.path().join("cluster/vs.yaml"), "kind: [").unwrap();
+    let running = Running::start_in(folder).await;
+    assert_eq!(route_of_web(&running).await.as_deref(), Some("good"), "and is no YAML the next time");
+    running.write("vs.yaml", &ROUTES.replace("good", "better"));
+    running.until("/debug/config", |_, text| text.contains("better")).await;
+    let folder = running.stop().await;
+    std::fs::remove_file(folder.path().join("cluster/vs.yaml")).unwrap();
+    let running = Running::start_in(folder).await;
+    assert_eq!(route_of_web(&running).await, None, "what is deleted is gone");
+    let folder = running.stop().await;
+    std::fs::write(folder.path().join("cluster/vs.yaml"), &bad).unwrap();
+    let running = Running::start_in(folder).await;
+    assert_eq!(route_of_web(&running).await, None, "and what was gone has no good version");
+}
+
+#[tokio::test]
+async fn of_a_list_each_object_has_its_own_last_good_version_after_a_restart() {
+    let entry = |name: &str, port: &str| {
+        format!(
+            "- kind: Service\n  metadata: {{name: {name}}}\n  spec: {{clusterIP: None, ports: [{{port: {port}}}]}}\n"
+        )
+    };
+    let list = |a: &str, b: &str| format!("kind: List\nitems:\n{}{}", entry("a", a), entry("b", b));
+    let running = Running::start(&[("list.yaml", &list("81", "82"))]).await;
+    running.write("list.yaml", &list("eighty", "83"));
+    running.until("/debug/objects", |_, text| text.contains("last-good")).await;
+    let running = Running::start_in(running.stop().await).await;
+    let services = running.json("/debug/config").await["services"].clone();
+    let ports: Vec<_> =
+        services.as_array().unwrap().iter().map(|s| s["ports"][0]["service_port"].as_u64()).collect();
+    assert_eq!(ports, [Some(81), Some(83)]);
 }

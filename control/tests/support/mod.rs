@@ -84,6 +84,13 @@ impl Running {
         Self { url: format!("https://{listen}"), admin, folder, task }
     }
 
+    /// Ends it and leaves its folders.
+    pub async fn stop(self) -> tempfile::TempDir {
+        self.task.abort();
+        let _ = self.task.await;
+        self.folder
+    }
+
     pub fn cluster(&self) -> PathBuf {
         self.folder.path().join("cluster")
     }
