@@ -66,7 +66,13 @@ fn a_route_that_would_lose_something_says_so() {
     ] {
         refused(&fields, severity, field, code);
     }
-    first_route(&route("redirect: {uri: /x}"));
+    for (target, field) in
+        [("uri: '/a b'", "uri"), ("authority: 'a b'", "authority"), ("scheme: ftp", "scheme")]
+    {
+        refused(&format!("redirect: {{{target}}}"), Error, &format!(".redirect.{field}"), "bad-value");
+    }
+    refused(&format!("{TO}, rewrite: {{authority: 'x/y'}}"), Error, ".rewrite.authority", "bad-value");
+    first_route(&route("redirect: {uri: /x?y=z, authority: a.example.com:8080, scheme: https}"));
     first_route(&route(
         "directResponse: {status: 200, body: {string: hi}}, headers: {response: {set: {a: b}}}",
     ));

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http::uri::{Authority, PathAndQuery};
 use mesh_core::{
     http::substitution_error,
     model::l7::{AbortStatus, DirectResponse, Fault, Redirect, RetryCondition, RetryPolicy, Rewrite},
@@ -21,14 +22,30 @@ pub(super) fn rewrite(w: &Reader<'_>) -> Rewrite {
         }
         pair
     });
+    check_target(w);
     if uri.is_some() && uri_regex.is_some() {
         w.error("conflict", "uri and uriRegexRewrite exclude each other", "keep one of them");
     }
     Rewrite { uri, uri_regex, authority: w.string("authority") }
 }
 
+/// A path or host that no request can have would fail each request instead of this document.
+fn check_target(r: &Reader<'_>) {
+    let wrong = |name: &str, good: fn(&str) -> bool, what: &str| {
+        r.opt(name, |f| {
+            if let Some(text) = f.raw().as_str().filter(|text| !good(text)) {
+                f.error("bad-value", format!("{text:?} is no {what}"), "correct the value");
+            }
+        });
+    };
+    wrong("uri", |text| format!("/{text}").parse::<PathAndQuery>().is_ok(), "path");
+    wrong("authority", |text| text.parse::<Authority>().is_ok(), "host");
+    wrong("scheme", |text| matches!(text, "http" | "https"), "scheme (http or https)");
+}
+
 pub(super) fn redirect(d: &Reader<'_>) -> Redirect {
     d.known(&["uri", "authority", "scheme", "port", "redirectCode"]);
+    check_target(d);
     let code = d.number("redirectCode", 599).and_then(|c| u16::try_from(c).ok()).unwrap_or(301);
     if ![301, 302, 303, 307, 308].contains(&code) {
         d.at("redirectCode", |f| {
