@@ -75,10 +75,13 @@ fn match_map(m: &Reader<'_>, name: &str) -> Vec<(Arc<str>, RouteMatch)> {
     })
 }
 
+/// Makes a matcher of a text.
+type Kind = fn(Arc<str>) -> RouteMatch;
+
 /// One of exact, prefix and regex. A misspelt one would match everything and is an error.
 fn string_match(s: &Reader<'_>, want: &str) -> Option<RouteMatch> {
     s.known(&["exact", "prefix", "regex"]);
-    let kinds: [(&str, fn(Arc<str>) -> RouteMatch); 3] =
+    let kinds: [(&str, Kind); 3] =
         [("exact", RouteMatch::Exact), ("prefix", RouteMatch::Prefix), ("regex", RouteMatch::Regex)];
     let mut found = kinds.into_iter().filter_map(|(name, of)| Some((name, of(s.string(name)?))));
     let Some((name, first)) = found.next() else {
