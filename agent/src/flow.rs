@@ -256,6 +256,14 @@ impl Flows {
         self.open.borrow().values().for_each(|flow| flow.recheck(snapshot));
     }
 
+    /// Asks the flows of one stay of a pod in the mesh to end; it may be in again since.
+    pub fn close_member(&self, member: &Arc<Member>, refusal: &Refusal) {
+        let open = self.open.borrow();
+        open.values()
+            .filter(|flow| Arc::ptr_eq(&flow.member, member))
+            .for_each(|flow| flow.close(refusal.clone()));
+    }
+
     /// Asks the flows of a pod to end.
     pub fn close_pod(&self, uid: &str, refusal: &Refusal) {
         let open = self.open.borrow();

@@ -147,7 +147,7 @@ fn serve(worker: &Rc<Worker>, member: &Arc<Member>, listeners: Listeners) {
     spawn_local(async move {
         member.drain.forced().await;
         let refusal = Refusal::new(Reason::DrainDeadline, "the connection outlived its drain");
-        worker.flows.close_pod(&member.info.uid, &refusal);
+        worker.flows.close_member(&member, &refusal);
     });
 }
 

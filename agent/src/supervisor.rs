@@ -1,11 +1,12 @@
 //! One task per pod that is, or is to be, in the mesh.
 
 mod enrolment;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::Duration,
 };
 
 use mesh_core::{
@@ -21,7 +22,7 @@ use tokio::sync::{mpsc, watch};
 use crate::{
     bpf::Pod,
     pods::{PodEvent, PodInfo, PodSource},
-    redirect::AnyRedirector,
+    redirect::{AnyRedirector, Target},
     registry::Registry,
     serve,
 };
@@ -46,8 +47,6 @@ pub struct Means {
     pub registry: Registry,
     /// Trust domain of the node's pods.
     pub trust_domain: Arc<str>,
-    /// Time that open flows get when a pod leaves the mesh or the agent stops.
-    pub drain: Duration,
     /// Asked to end when the agent stops; the pods' groups are children.
     pub stop: Drain,
 }
@@ -98,9 +97,9 @@ pub async fn run(means: Arc<Means>, ready: Ready) {
             Some(PodEvent::Gone(uid)) => supervisor.gone(&uid).await,
             Some(PodEvent::Synced) => {
                 supervisor.synced = true;
-                supervisor.forget_orphans();
                 drop(listed.take());
             }
+            Some(PodEvent::Complete) => supervisor.forget_orphans(),
             None => return,
         }
     }
@@ -155,14 +154,18 @@ impl Supervisor {
         self.running.insert(info.uid.clone(), Running { info, events });
     }
 
-    /// The kernel's entry of a pod, found by its address.
+    /// The kernel's entry of a pod, found by its address. One of another network namespace is that of a
+    /// pod before it; when the namespace cannot be told, the pod counts as captured.
     fn take_captured(&mut self, info: &PodInfo) -> Option<Pod> {
         let owns = |pod: &Pod| {
             let v4 = pod.v4.map(std::net::IpAddr::from);
             let v6 = pod.v6.map(std::net::IpAddr::from);
             info.addresses.iter().any(|ip| Some(*ip) == v4 || Some(*ip) == v6)
         };
-        let cookie = self.captured.values().find(|pod| owns(pod))?.netns;
+        let entry = self.captured.values().find(|pod| owns(pod))?.netns;
+        let path = info.netns.as_deref();
+        let own = path.and_then(|path| Target::open(path, &info.addresses).ok()).map(|target| target.cookie);
+        let cookie = own.unwrap_or(entry);
         self.captured.remove(&cookie)
     }
 

@@ -35,6 +35,7 @@ use crate::{
     member::Member,
     netns::Home,
     redirect::AnyRedirector,
+    tunnels::Tunnels,
 };
 
 /// How long a connection is held for the control plane to tell of a workload (as ztunnel).
@@ -51,6 +52,8 @@ pub struct Shared {
     pub families: Families,
     /// Most flows per worker.
     pub max_flows: usize,
+    /// Most connections to 15008 per worker.
+    pub max_tunnels: usize,
     /// Counts the flows of the node.
     pub stop: Drain,
 }
@@ -65,6 +68,8 @@ pub struct Worker {
     pub load: Rc<Load>,
     /// Open flows.
     pub flows: Rc<Flows>,
+    /// Tunnels that peers have opened.
+    pub tunnels: Rc<Tunnels>,
     /// Snapshots.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     home: Home,
@@ -80,6 +85,7 @@ impl Worker {
             pool: Pool::default(),
             load: Rc::default(),
             flows: Flows::new(Recorder::new(shared.families), shared.max_flows, shared.stop),
+            tunnels: Tunnels::new(shared.max_tunnels),
             snapshots: shared.snapshots,
             home,
             certificates: RefCell::default(),

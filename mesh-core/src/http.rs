@@ -28,7 +28,7 @@ pub use self::{
     explain::explain_routes,
     fault::{FaultDecision, fault},
     flags::ResponseFlag,
-    pattern::PatternError,
+    pattern::{PatternError, match_error, substitution_error},
     retry::{Failure, Retry, RetryStep},
     rewrite::{Rewritten, location, rewrite},
     route::{CompiledRoute, CompiledRoutes, Matched, RouteDecision, choose, route, tcp_route},

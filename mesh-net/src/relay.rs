@@ -11,6 +11,7 @@ use socket2::SockRef;
 use tokio::{
     io::Interest,
     net::{TcpStream, tcp::ReadHalf},
+    task::consume_budget,
 };
 use tokio_util::io::poll_read_buf;
 
@@ -76,7 +77,10 @@ pub async fn tunnel(
                     add(&counters.sent, bytes.len());
                     up.send(bytes).map_err(Side::Far)?;
                 }
-                None => up.give_back(),
+                None => {
+                    up.give_back();
+                    consume_budget().await;
+                }
             }
         }
     };
@@ -143,7 +147,7 @@ async fn copy(
                 write_all(to, &bytes).await.map_err(writing)?;
                 add(counter, bytes.len());
             }
-            None => {}
+            None => consume_budget().await,
         }
     }
 }
@@ -161,6 +165,9 @@ async fn failure(tcp: &TcpStream) -> io::Error {
 }
 
 /// Reads what is there, up to `room`; none when nothing is, empty at the end. `size` follows the load.
+///
+/// None comes also when tokio's budget for one turn of the task is used up, with the socket still
+/// readable: who asks again without giving way ([`consume_budget`]) would never end.
 ///
 /// A read that does not fill the buffer has emptied the socket: tokio then waits for the next event
 /// without another system call, which `try_read` would need to find that out.

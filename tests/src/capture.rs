@@ -5,6 +5,7 @@ use std::{collections::BTreeSet, fs, path::PathBuf, process::Command, time::Dura
 use anyhow::{Context, Result};
 
 use crate::{
+    net,
     process::{Place, Process},
     wait,
 };
@@ -12,9 +13,13 @@ use crate::{
 /// Where Linux begins when it chooses a client's port.
 const FIRST_CLIENT_PORT: u16 = 32_768;
 
+/// Port of the packet that marks the end of a capture; nothing else uses it.
+const MARK: u16 = 9;
+
 /// A running capture of every packet of one interface.
 pub struct Capture {
     process: Process,
+    place: Place,
     file: PathBuf,
 }
 
@@ -31,16 +36,30 @@ impl Capture {
         wait::until(Duration::from_secs(10), "tcpdump to listen", || {
             process.log().contains("listening on").then_some(())
         })?;
-        Ok(Self { process, file })
+        Ok(Self { process, place: place.clone(), file })
     }
 
     /// Stops and returns what was seen.
+    ///
+    /// What tcpdump has not read when it ends is lost, and a capture that lost packets proves nothing:
+    /// so a packet is sent after all others, and awaited in the file.
     pub fn stop(mut self) -> Result<Seen> {
+        let url = format!("http://{}:{MARK}/", net::node_address(0));
+        wait::until(Duration::from_secs(10), "tcpdump to catch up", || {
+            let mut curl = self.place.command("curl").ok()?;
+            // It is refused: nobody listens there.
+            let _ = crate::shell::output(curl.args(["-s", "--max-time", "1", &url]));
+            (!self.read(&[&format!("tcp port {MARK}")]).ok()?.is_empty()).then_some(())
+        })?;
         self.process.terminate(Duration::from_secs(5));
         let raw = fs::read(&self.file).context("cannot read the capture")?;
+        Ok(Seen { raw, text: self.read(&[&format!("not tcp port {MARK}")])? })
+    }
+
+    /// A line per packet.
+    fn read(&self, filter: &[&str]) -> Result<String> {
         let mut tcpdump = Command::new("tcpdump");
-        let text = crate::shell::output(tcpdump.args(["-n", "-q", "-r"]).arg(&self.file))?;
-        Ok(Seen { raw, text })
+        crate::shell::output(tcpdump.args(["-n", "-q", "-r"]).arg(&self.file).args(filter))
     }
 }
 

@@ -159,6 +159,7 @@ fn peer_authentication(cx: &mut Context<'_>) {
         })
         .collect();
     all.sort_by_key(|(key, _, created)| (*created, *key));
+    younger_ones(cx, &all);
     let root = cx.options.root_namespace.clone();
     let plan: BTreeMap<WorkloadUid, PolicyName> = cx
         .out
@@ -185,6 +186,18 @@ fn peer_authentication(cx: &mut Context<'_>) {
         if let Some(workload) = cx.out.workloads.get_mut(&uid) {
             workload.policies.push(name);
         }
+    }
+}
+
+/// Of several for one whole namespace the oldest counts: the others are told.
+fn younger_ones(cx: &mut Context<'_>, all: &Peers<'_>) {
+    let mut first = BTreeMap::<&Arc<str>, &Key>::new();
+    for (key, ..) in all.iter().filter(|(_, peer, _)| peer.selector.is_none()) {
+        if let Some(older) = first.get(&key.namespace) {
+            let reason = format!("its namespace already has {older}, which is used");
+            cx.note(key, "spec", "conflict", reason, "merge the two, or add a selector");
+        }
+        first.entry(&key.namespace).or_insert(key);
     }
 }
 
@@ -268,8 +281,9 @@ pub(super) fn require_waypoints(cx: &mut Context<'_>) {
         identities.dedup();
         let not_principals = identities.iter().map(|p| StringMatch::Exact(p.as_str().into())).collect();
         let rule = L4Rule { clauses: vec![clause(L4Match { not_principals, ..L4Match::default() })] };
-        let short = service.hostname.split('.').next().unwrap_or_default();
-        let name = PolicyName::new(service.namespace.clone(), format!("culvert_require_waypoint_{short}"));
+        // The whole name: two hosts may begin alike, and one policy must not take the other's place.
+        let own = format!("culvert_require_waypoint_{}", service.hostname);
+        let name = PolicyName::new(service.namespace.clone(), own);
         cx.out.policies.insert(name.clone(), deny(&name, vec![rule]));
         for uid in cx.endpoints.get(&service).into_iter().flatten() {
             if let Some(workload) = cx.out.workloads.get_mut(uid).filter(|w| !w.policies.contains(&name)) {

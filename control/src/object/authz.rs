@@ -50,7 +50,7 @@ pub struct Authorization {
 
 fn selector(spec: &Reader<'_>) -> Option<Labels> {
     spec.opt("selector", |s| {
-        s.known(&["matchLabels"]);
+        s.only(&["matchLabels"]);
         s.map("matchLabels")
     })
     .filter(|labels| !labels.is_empty())
@@ -73,7 +73,8 @@ pub fn peer(spec: &Reader<'_>) -> PeerAuth {
     if spec.present() {
         spec.only(&["selector", "mtls", "portLevelMtls"]);
     }
-    let ports = spec.at("portLevelMtls", |list| {
+    let ports: Vec<(u16, Mode)> = spec.at("portLevelMtls", |list| {
+        list.mapping();
         let keys = list.raw().as_object().into_iter().flatten().map(|(key, _)| key);
         keys.filter_map(|key| {
             let port = key.parse::<u16>().ok().filter(|p| *p > 0);
@@ -84,7 +85,12 @@ pub fn peer(spec: &Reader<'_>) -> PeerAuth {
         })
         .collect()
     });
-    PeerAuth { selector: selector(spec), mode: spec.at("mtls", |m| mode(&m)), ports }
+    let selector = selector(spec);
+    if selector.is_none() && !ports.is_empty() {
+        let reason = "exceptions by port have no effect without a selector";
+        spec.at("portLevelMtls", |f| f.warn("no-effect", reason, "add a selector, or remove them"));
+    }
+    PeerAuth { selector, mode: spec.at("mtls", |m| mode(&m)), ports }
 }
 
 /// Parses an authorization policy of a namespace.

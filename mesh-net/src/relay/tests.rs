@@ -199,3 +199,47 @@ async fn a_client_that_resets_while_its_tunnel_is_full_ends_the_flow() {
     };
     LocalSet::new().run_until(work).await;
 }
+
+#[tokio::test]
+async fn a_plain_flow_that_is_always_ready_arrives_whole_and_gives_way_to_others() {
+    use std::io::{Read, Write};
+    const TOTAL: usize = 256 << 20;
+    let work = async {
+        let ((client, near), (far, server)) = (pair().await, pair().await);
+        let blocking = |socket: TcpStream| {
+            let socket = socket.into_std().unwrap();
+            socket.set_nonblocking(false).unwrap();
+            socket
+        };
+        let (mut client, mut server) = (blocking(client), blocking(server));
+        // On threads of their own: the relay never waits for them to have their turn.
+        let writer = std::thread::spawn(move || {
+            let block = vec![7; 1 << 20];
+            (0..TOTAL / block.len()).for_each(|_| client.write_all(&block).unwrap());
+            client.shutdown(Shutdown::Write).unwrap();
+            client
+        });
+        let reader = std::thread::spawn(move || {
+            let (mut block, mut total) = (vec![0; 1 << 20], 0);
+            while let count @ 1.. = server.read(&mut block).unwrap() {
+                total += count;
+            }
+            total
+        });
+        let turns = Rc::new(Cell::new(0_u64));
+        let counted = turns.clone();
+        let other = spawn_local(async move {
+            loop {
+                counted.set(counted.get() + 1);
+                tokio::task::yield_now().await;
+            }
+        });
+        let counters = Counters::default();
+        plain(near, far, &counters).await.unwrap();
+        other.abort();
+        assert_eq!((reader.join().unwrap(), counters.sent.get()), (TOTAL, TOTAL as u64));
+        assert!(turns.get() > 10, "others had {} turns", turns.get());
+        drop(writer.join().unwrap());
+    };
+    LocalSet::new().run_until(work).await;
+}
