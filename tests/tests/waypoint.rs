@@ -195,6 +195,7 @@ fn a_virtual_service_brings_a_waypoint_that_routes_and_goes_when_nothing_needs_i
     let account = |name: &str| format!("spiffe://cluster.local/ns/shop/sa/{name}");
     let line = log.lines().find(|line| line.contains("request complete")).unwrap();
     assert!(line.contains(&format!("src.identity={}", account("client"))), "{line}");
+    assert!(line.contains(&format!("dst.identity={}", account("web-v"))), "{line}");
     let from = format!("source_principal=\"{}\"", account("waypoint"));
     let words = ["istio_tcp_connections_opened_total", "reporter=\"destination\"", &from];
     assert!(stage.mesh.metric(1, &words) > 0.0, "the endpoint's agent met the waypoint's identity");
@@ -334,6 +335,12 @@ fn culvert_names_what_a_connection_through_a_waypoint_meets() {
     let endpoint = format!("{}:80", stage.pod("shop/web-v2-0-0").ip);
     let (status, told) = stage.culvert(&["explain", "shop/client", &endpoint]);
     assert!(status == 1 && told.contains("culvert_require_waypoint_web"), "{status}\n{told}");
+    let other = policy("deny-other", "{from: [{source: {principals: [cluster.local/ns/shop/sa/other]}}]}");
+    stage.mesh.apply(&format!("{}---\n{other}", everything_to("v1"))).unwrap();
+    let (status, told) = stage.culvert(&["explain", "shop/other", "web.shop:80"]);
+    assert!(status == 1 && told.contains("shop/deny-other") && !told.contains("WARNING"), "{status}\n{told}");
+    let (status, told) = stage.culvert(&asked);
+    assert!(status == 0 && !told.contains("WARNING"), "{status}\n{told}");
     let (status, told) = stage.culvert(&["status"]);
     assert_eq!(status, 0, "{told}");
     for part in ["control", "node-a", "node-b", "waypoint"] {
