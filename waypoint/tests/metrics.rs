@@ -3,11 +3,7 @@
 
 mod common;
 
-use std::{
-    collections::BTreeMap,
-    io,
-    sync::{Arc, Mutex},
-};
+use std::{cell::RefCell, collections::BTreeMap, io};
 
 use common::{App, Bench, policy_deny_header, route, subset, weighted};
 use mesh_core::model::{
@@ -173,13 +169,16 @@ fn every_outcome_of_a_connection_has_all_labels_that_kiali_reads() {
     }
 }
 
-/// What was logged.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
+thread_local! {
+    /// What this test's thread logged.
+    static LOGGED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+struct Log;
 
 impl io::Write for Log {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(text);
+        LOGGED.with_borrow_mut(|log| log.extend_from_slice(text));
         Ok(text.len())
     }
 
@@ -188,13 +187,14 @@ impl io::Write for Log {
     }
 }
 
-/// The lines of the access log that a test leaves.
+/// The lines of the access log that a test leaves. One subscriber for all threads: with one for each,
+/// tracing may have remembered from another thread that nobody listens.
 fn logged(bench: Bench, test: impl AsyncFnOnce(&Bench)) -> Vec<String> {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
-    tracing::subscriber::with_default(subscriber, || bench.run(test));
-    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(|| Log);
+    // Fails when another test of this file was first.
+    let _ = subscriber.try_init();
+    bench.run(test);
+    let text = LOGGED.with_borrow(|log| String::from_utf8(log.clone())).unwrap();
     text.lines().filter(|line| line.contains(" access: ")).map(str::to_owned).collect()
 }
 
