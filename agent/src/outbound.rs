@@ -1,6 +1,6 @@
 //! What a pod opens: original destination → facts → plan → tunnel or plain TCP → relay → outcome.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use mesh_core::{
     hbone,
@@ -15,16 +15,13 @@ use mesh_net::{
     },
     relay,
 };
-use tokio::{net::TcpStream, time::timeout};
+use tokio::net::TcpStream;
 
 use crate::{
     flow::{Direction, Failure, FlowGuard, at},
     member::Member,
     worker::{Worker, reset},
 };
-
-/// How long a name of an upstream may take to resolve.
-const RESOLVE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Carries one captured connection to its end.
 pub async fn carry(worker: &Rc<Worker>, member: &Arc<Member>, tcp: TcpStream, client: SocketAddr) {
@@ -156,16 +153,8 @@ async fn through(
 }
 
 async fn resolve(hop: &Hop) -> Result<SocketAddr, Refusal> {
-    let (host, port, prefer_v4) = match hop {
-        Hop::Address(address) => return Ok(*address),
-        Hop::Name { host, port, prefer_v4 } => (host, *port, *prefer_v4),
-    };
-    let failed = |why: String| Refusal::new(Reason::ConnectFailed, format!("{host}: {why}"));
-    let found = timeout(RESOLVE_LIMIT, tokio::net::lookup_host((&**host, port)))
-        .await
-        .map_err(|_| failed(format!("no answer within {RESOLVE_LIMIT:?}")))?
-        .map_err(|error| failed(error.to_string()))?;
-    let mut found: Vec<SocketAddr> = found.collect();
-    found.sort_by_key(|address| address.is_ipv4() != prefer_v4);
-    found.first().copied().ok_or_else(|| failed("has no address".into()))
+    match hop {
+        Hop::Address(address) => Ok(*address),
+        Hop::Name { host, port, prefer_v4 } => mesh_net::resolve::resolve(host, *port, *prefer_v4).await,
+    }
 }
