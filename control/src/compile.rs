@@ -24,7 +24,7 @@ use serde::Serialize;
 use crate::{
     finding::{Problem, Severity},
     memory::Memory,
-    object::{Body, Key, Labels, Object, stand_in},
+    object::{Body, Key, Labels, Meta, Object, stand_in},
     source::Store,
 };
 
@@ -190,8 +190,16 @@ impl<'a> Context<'a> {
     }
 
     fn namespace_labels(&self, namespace: &str) -> Option<&'a Labels> {
+        self.namespace_meta(namespace).map(|meta| &meta.labels)
+    }
+
+    fn namespace_annotations(&self, namespace: &str) -> Option<&'a Labels> {
+        self.namespace_meta(namespace).map(|meta| &meta.annotations)
+    }
+
+    fn namespace_meta(&self, namespace: &str) -> Option<&'a Meta> {
         let key = Key { kind: "Namespace".into(), namespace: "".into(), name: namespace.into() };
-        self.store.objects.get(&key).map(|stored| &stored.object.meta.labels)
+        self.store.objects.get(&key).map(|stored| &stored.object.meta)
     }
 
     fn host(namespace: &str, name: &str) -> ServiceName {

@@ -8,7 +8,7 @@ use mesh_core::model::{LoadBalancing, LoadBalancingMode, PortMapping, Scope, Ser
 use super::Context;
 use crate::{
     finding::Severity,
-    object::{self, Body, Labels, TargetPort},
+    object::{self, Body, Key, Labels, Object, TargetPort},
     vips::Vips,
 };
 
@@ -35,7 +35,7 @@ pub(super) fn compile(cx: &mut Context<'_>, vips: &mut Vips) {
         }
         service.vips = ips.into_iter().map(|ip| Vip { network: "".into(), range: IpNet::from(ip) }).collect();
         service.ports = spec.ports.iter().map(|p| mapping(p, Named::Nobody)).collect();
-        service.load_balancing = load_balancing(spec);
+        service.load_balancing = load_balancing(spec, distribution(cx, key, object, spec).as_deref());
         service.canonical = true;
         let (selector, services) = (&spec.selector, vec![name.clone()]);
         cx.add_backend(&key.namespace, Backend { selector, services, ports: &spec.ports });
@@ -85,14 +85,36 @@ pub(super) fn mapping(p: &object::ServicePort, named: Named<'_>) -> PortMapping 
     PortMapping { service_port: p.port, target_port, app_protocol: p.protocol }
 }
 
-fn load_balancing(spec: &object::Service) -> LoadBalancing {
+/// Istio's annotation, for clusters whose API server does not know the field yet.
+const DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
+
+/// Which endpoints a service prefers: its own field before its annotation before its namespace's.
+fn distribution(
+    cx: &mut Context<'_>,
+    key: &Key,
+    object: &Object,
+    spec: &object::Service,
+) -> Option<Arc<str>> {
+    let annotation = object.meta.annotations.get(DISTRIBUTION);
+    let own = spec.distribution.as_ref().map(|d| (d, "spec.trafficDistribution".to_string()));
+    let (wanted, field) = own
+        .or_else(|| annotation.map(|d| (d, format!("metadata.annotations.{DISTRIBUTION}"))))
+        .or_else(|| Some((cx.namespace_annotations(&key.namespace)?.get(DISTRIBUTION)?, String::new())))?;
+    if !["PreferClose", "PreferSameZone", "PreferSameNode"].contains(&&**wanted) {
+        let reason = format!("{wanted} is not supported: all endpoints are used alike");
+        cx.note(key, &field, "unsupported-field", reason, "use PreferSameZone or PreferSameNode");
+    }
+    Some(wanted.clone())
+}
+
+fn load_balancing(spec: &object::Service, distribution: Option<&str>) -> LoadBalancing {
     let mut lb = LoadBalancing { allow_unhealthy: spec.publish_not_ready, ..LoadBalancing::default() };
     if spec.local_only {
         (lb.mode, lb.preference) = (LoadBalancingMode::Strict, vec![Scope::Node]);
         return lb;
     }
     let zone = vec![Scope::Network, Scope::Region, Scope::Zone];
-    match spec.distribution.as_deref() {
+    match distribution {
         Some("PreferClose" | "PreferSameZone") => {
             (lb.mode, lb.preference) = (LoadBalancingMode::Failover, zone);
         }
