@@ -9,6 +9,7 @@ use mesh_core::{
     hbone::Authority,
     identity::Identity,
     inbound::{self, Arrival, InboundFacts},
+    model::{Workload, WorkloadUid},
     outcome::Reason,
     snapshot::{PodRef, Snapshot},
 };
@@ -52,7 +53,7 @@ impl Who {
         };
         let to = if from.contains(':') { "fd00::1" } else { "10.0.0.1" };
         let at = |port| SocketAddr::new(to.parse().unwrap(), port);
-        let web = snapshot.workload_at("", to.parse().unwrap()).unwrap();
+        let pod = web(snapshot);
         let arrival = match account {
             Some((namespace, name)) => Arrival::Hbone {
                 identity: Identity::new("cluster.local", namespace, name),
@@ -64,12 +65,16 @@ impl Who {
         };
         let local = if account.is_some() { at(15008) } else { at(port) };
         InboundFacts {
-            pod: PodRef::of(web),
+            pod: PodRef::of(pod),
             local,
             peer: SocketAddr::new(from.parse().unwrap(), 40000),
             arrival,
         }
     }
+}
+
+fn web(snapshot: &Snapshot) -> &Workload {
+    snapshot.workload(&WorkloadUid::pod("Kubernetes", "shop", "web-1")).unwrap()
 }
 
 fn compiled(yaml: &str) -> Snapshot {
@@ -180,8 +185,12 @@ fn matching() -> Vec<(String, Vec<Who>)> {
 
 #[test]
 fn a_deny_rule_refuses_exactly_whom_each_of_its_fields_matches() {
-    let wrong =
-        matching().into_iter().flat_map(|(rule, who)| refuses(&deny(&rule), &who, Reason::PolicyDenied));
+    let wrong = matching().into_iter().flat_map(|(rule, who)| {
+        // "Who has no identity" is how mutual TLS is demanded, and is told so.
+        let demands = rule.contains("otPrincipals: ['*']") || rule.contains("notValues: ['*']");
+        let reason = if demands { Reason::MtlsRequired } else { Reason::PolicyDenied };
+        refuses(&deny(&rule), &who, reason)
+    });
     none_of(wrong.collect());
 }
 
@@ -263,7 +272,7 @@ fn a_dry_run_policy_refuses_nobody_and_is_reported() {
         .replace("{name: deny,", "{annotations: {istio.io/dry-run: 'true'}, name: deny,");
     none_of(refuses(&yaml, &[], Reason::PolicyDenied));
     let snapshot = compiled(&yaml);
-    let web = snapshot.workload_at("", "10.0.0.1".parse().unwrap()).unwrap();
+    let pod = web(&snapshot);
     let told = |name: &str| {
         let facts = L4Facts {
             identity: Some(Identity::new("cluster.local", "shop", name)),
@@ -271,7 +280,7 @@ fn a_dry_run_policy_refuses_nobody_and_is_reported() {
             destination_ip: "10.0.0.1".parse().unwrap(),
             destination_port: 80,
         };
-        dry_run_matches(&snapshot, web, &facts).len()
+        dry_run_matches(&snapshot, pod, &facts).len()
     };
     assert_eq!((told("client"), told("other")), (1, 0));
 }
