@@ -11,6 +11,7 @@ use socket2::SockRef;
 use tokio::{
     io::Interest,
     net::{TcpStream, tcp::ReadHalf},
+    task::consume_budget,
 };
 use tokio_util::io::poll_read_buf;
 
@@ -77,7 +78,10 @@ pub async fn tunnel(
                     add(&counters.sent, bytes.len());
                     up.send(bytes).map_err(Side::Far)?;
                 }
-                None => up.give_back(),
+                None => {
+                    up.give_back();
+                    consume_budget().await;
+                }
             }
         }
     };
@@ -170,7 +174,7 @@ async fn copy(
                 write_all(to, &bytes).await.map_err(writing)?;
                 add(counter, bytes.len());
             }
-            None => {}
+            None => consume_budget().await,
         }
     }
 }
@@ -188,6 +192,9 @@ async fn failure(tcp: &TcpStream) -> io::Error {
 }
 
 /// Reads what is there, up to `room`; none when nothing is, empty at the end. `size` follows the load.
+///
+/// None also when the task has used up its turn: `readable` alone does not notice that, so callers give
+/// the turn up before they look again. Otherwise they would never stop looking, and block the thread.
 ///
 /// A read that does not fill the buffer has emptied the socket: tokio then waits for the next event
 /// without another system call, which `try_read` would need to find that out.

@@ -265,3 +265,46 @@ async fn a_tunnel_that_is_told_to_end_is_reset_at_both_applications() {
     };
     LocalSet::new().run_until(work).await;
 }
+
+#[tokio::test]
+async fn plain_bulk_both_ways_at_once_arrives_whole() {
+    const TOTAL: usize = 1 << 28;
+    let ((client, near), (server, far)) = (pair().await, pair().await);
+    let counters = Counters::default();
+    let app = |app: TcpStream| async move {
+        let (mut read, mut write) = app.into_split();
+        let sending = async {
+            send(&mut write, TOTAL).await;
+            write.shutdown().await.unwrap();
+        };
+        tokio::join!(sending, check(&mut read, TOTAL));
+    };
+    let (flow, (), ()) = tokio::join!(plain(near, far, &counters), app(client), app(server));
+    flow.unwrap();
+    assert_eq!((counters.sent.get(), counters.received.get()), (TOTAL as u64, TOTAL as u64));
+}
+
+/// Data that is there when the task's turn is over once made the relay look for it for ever.
+#[test]
+fn a_flow_that_has_used_up_its_turn_gives_the_thread_to_others() {
+    let (done, ended) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let ((mut client, near), (mut server, far)) = (pair().await, pair().await);
+            client.write_all(b"x").await.unwrap();
+            let counters = Counters::default();
+            near.readable().await.unwrap();
+            while tokio::task::coop::has_budget_remaining() {
+                tokio::task::consume_budget().await;
+            }
+            // Not tokio's own `select!`, which would give the turn up by itself.
+            let mut byte = [0];
+            let arrives = std::pin::pin!(server.read_exact(&mut byte));
+            let flow = std::pin::pin!(plain(near, far, &counters));
+            futures_util::future::select(flow, arrives).await;
+        });
+        done.send(()).unwrap();
+    });
+    ended.recv_timeout(Duration::from_secs(10)).expect("the thread is blocked");
+}
