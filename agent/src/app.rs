@@ -155,6 +155,7 @@ fn bpf_config(config: &Config) -> anyhow::Result<BpfConfig> {
         cgroup,
         bpffs: config.bpffs.clone(),
         host_netns: netns::cookie(&host).context("the node's network namespace cannot be entered")?,
+        debug: config.bpf_debug,
         capacities: std::collections::HashMap::new(),
     })
 }

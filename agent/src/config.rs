@@ -85,6 +85,10 @@ pub struct Config {
     /// Does not let the kernel measure the run time of the eBPF programs (it costs some nanoseconds a run).
     #[arg(long, env = "CULVERT_NO_BPF_STATS")]
     pub no_bpf_stats: bool,
+    /// The eBPF programs log what they decide about every connection. For debugging: it costs time on
+    /// each connect. Off, the programs do not contain the code.
+    #[arg(long, env = "CULVERT_BPF_DEBUG")]
+    pub bpf_debug: bool,
     /// Ends capture of every pod of this node, removes programs and tables, and exits.
     #[arg(long)]
     pub uninstall: bool,

@@ -72,15 +72,19 @@ impl Families {
     }
 }
 
-/// Empties the ring buffer until the agent ends.
+/// Empties the ring buffers, of events and of the programs' log, until the agent ends.
 pub async fn run(
     bpf: Arc<Bpf>,
     families: Families,
     registry: Registry,
     snapshots: watch::Receiver<Arc<Snapshot>>,
 ) {
+    let mut log = bpf.kernel_log();
     loop {
         tokio::time::sleep(EVERY).await;
+        if let Some(log) = &mut log {
+            log.flush();
+        }
         let events = match bpf.maps.take_events() {
             Ok(events) if events.is_empty() => continue,
             Ok(events) => events,

@@ -193,8 +193,8 @@ async fn failure(tcp: &TcpStream) -> io::Error {
 
 /// Reads what is there, up to `room`; none when nothing is, empty at the end. `size` follows the load.
 ///
-/// None also when the task has used up its turn: `readable` alone does not notice that, so callers give
-/// the turn up before they look again. Otherwise they would never stop looking, and block the thread.
+/// None comes also when tokio's budget for one turn of the task is used up, with the socket still
+/// readable: who asks again without giving way ([`consume_budget`]) would never end.
 ///
 /// A read that does not fill the buffer has emptied the socket: tokio then waits for the next event
 /// without another system call, which `try_read` would need to find that out.

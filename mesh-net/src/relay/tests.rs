@@ -267,44 +267,45 @@ async fn a_tunnel_that_is_told_to_end_is_reset_at_both_applications() {
 }
 
 #[tokio::test]
-async fn plain_bulk_both_ways_at_once_arrives_whole() {
-    const TOTAL: usize = 1 << 28;
-    let ((client, near), (server, far)) = (pair().await, pair().await);
-    let counters = Counters::default();
-    let app = |app: TcpStream| async move {
-        let (mut read, mut write) = app.into_split();
-        let sending = async {
-            send(&mut write, TOTAL).await;
-            write.shutdown().await.unwrap();
+async fn a_plain_flow_that_is_always_ready_arrives_whole_and_gives_way_to_others() {
+    use std::io::{Read, Write};
+    const TOTAL: usize = 256 << 20;
+    let work = async {
+        let ((client, near), (far, server)) = (pair().await, pair().await);
+        let blocking = |socket: TcpStream| {
+            let socket = socket.into_std().unwrap();
+            socket.set_nonblocking(false).unwrap();
+            socket
         };
-        tokio::join!(sending, check(&mut read, TOTAL));
-    };
-    let (flow, (), ()) = tokio::join!(plain(near, far, &counters), app(client), app(server));
-    flow.unwrap();
-    assert_eq!((counters.sent.get(), counters.received.get()), (TOTAL as u64, TOTAL as u64));
-}
-
-/// Data that is there when the task's turn is over once made the relay look for it for ever.
-#[test]
-fn a_flow_that_has_used_up_its_turn_gives_the_thread_to_others() {
-    let (done, ended) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let ((mut client, near), (mut server, far)) = (pair().await, pair().await);
-            client.write_all(b"x").await.unwrap();
-            let counters = Counters::default();
-            near.readable().await.unwrap();
-            while tokio::task::coop::has_budget_remaining() {
-                tokio::task::consume_budget().await;
-            }
-            // Not tokio's own `select!`, which would give the turn up by itself.
-            let mut byte = [0];
-            let arrives = std::pin::pin!(server.read_exact(&mut byte));
-            let flow = std::pin::pin!(plain(near, far, &counters));
-            futures_util::future::select(flow, arrives).await;
+        let (mut client, mut server) = (blocking(client), blocking(server));
+        // On threads of their own: the relay never waits for them to have their turn.
+        let writer = std::thread::spawn(move || {
+            let block = vec![7; 1 << 20];
+            (0..TOTAL / block.len()).for_each(|_| client.write_all(&block).unwrap());
+            client.shutdown(Shutdown::Write).unwrap();
+            client
         });
-        done.send(()).unwrap();
-    });
-    ended.recv_timeout(Duration::from_secs(10)).expect("the thread is blocked");
+        let reader = std::thread::spawn(move || {
+            let (mut block, mut total) = (vec![0; 1 << 20], 0);
+            while let count @ 1.. = server.read(&mut block).unwrap() {
+                total += count;
+            }
+            total
+        });
+        let turns = Rc::new(Cell::new(0_u64));
+        let counted = turns.clone();
+        let other = spawn_local(async move {
+            loop {
+                counted.set(counted.get() + 1);
+                tokio::task::yield_now().await;
+            }
+        });
+        let counters = Counters::default();
+        plain(near, far, &counters).await.unwrap();
+        other.abort();
+        assert_eq!((reader.join().unwrap(), counters.sent.get()), (TOTAL, TOTAL as u64));
+        assert!(turns.get() > 10, "others had {} turns", turns.get());
+        drop(writer.join().unwrap());
+    };
+    LocalSet::new().run_until(work).await;
 }

@@ -143,7 +143,7 @@ async fn a_destination_has_at_most_its_connections_and_flows_wait_for_room_in_th
         beyond.await.unwrap();
         assert_eq!(fixture.accepted.get(), 3);
     };
-    LocalSet::new().run_until(work).await;
+    LocalSet::new().run_until(Box::pin(work)).await;
 }
 
 #[tokio::test]
