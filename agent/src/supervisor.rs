@@ -4,6 +4,7 @@ mod enrolment;
 
 use std::{
     collections::{HashMap, HashSet},
+    fs::File,
     sync::Arc,
     time::Duration,
 };
@@ -20,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::{
     bpf::Pod,
+    netns,
     pods::{PodEvent, PodInfo, PodSource},
     redirect::AnyRedirector,
     registry::Registry,
@@ -155,12 +157,18 @@ impl Supervisor {
         self.running.insert(info.uid.clone(), Running { info, events });
     }
 
-    /// The kernel's entry of a pod, found by its address.
+    /// The kernel's entry of a pod, found by its address, or by its namespace: what an agent of another
+    /// version left has no addresses here.
     fn take_captured(&mut self, info: &PodInfo) -> Option<Pod> {
+        if self.captured.is_empty() {
+            return None;
+        }
+        let namespace = info.netns.as_ref().and_then(|path| File::open(path).ok());
+        let cookie = namespace.and_then(|file| netns::cookie(&file).ok());
         let owns = |pod: &Pod| {
             let v4 = pod.v4.map(std::net::IpAddr::from);
             let v6 = pod.v6.map(std::net::IpAddr::from);
-            info.addresses.iter().any(|ip| Some(*ip) == v4 || Some(*ip) == v6)
+            Some(pod.netns) == cookie || info.addresses.iter().any(|ip| Some(*ip) == v4 || Some(*ip) == v6)
         };
         let cookie = self.captured.values().find(|pod| owns(pod))?.netns;
         self.captured.remove(&cookie)
