@@ -55,7 +55,7 @@ sites! {
     COUNT_CAPTURED = 0 => "captured",
     /// Connections that bypassed the agent.
     COUNT_BYPASS = 1 => "bypass",
-    /// Connections refused because the pod was blocked.
+    /// Connections that the pod opened while it was blocked: refused, or kept waiting by a bound listener.
     COUNT_BLOCKED = 2 => "blocked",
     /// Connections refused because `ORIG` was full.
     COUNT_ORIG_FULL = 3 => "orig_full",

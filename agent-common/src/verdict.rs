@@ -15,7 +15,8 @@ pub enum Verdict {
     Bypass,
     /// Rewrite the destination to this address and [`OUTBOUND_PORT`].
     Capture(IpKey),
-    /// Rewrite as for `Capture`; nobody answers there, so the application sees a refusal.
+    /// As `Capture`, for a pod that is not ready: while nobody listens there, the application sees a
+    /// refusal; once the listener is bound, the connection waits until the pod is active.
     Blocked(IpKey),
     /// Refuse: the pod has no address of that family to rewrite to.
     NoFamily,

@@ -15,6 +15,7 @@ use aya_ebpf::{
     maps::lpm_trie::Key,
     programs::SockAddrContext,
 };
+use aya_log_ebpf::debug;
 
 use crate::{
     context::{set_words, words},
@@ -96,29 +97,38 @@ fn decide(addr: *mut bpf_sock_addr, pod: &PodEntry, dst: IpKey, port: BePort) ->
             Ok(None)
         }
         Verdict::Bypass => {
+            debug!(addr, "connect {:i} port {}: outside the mesh, left alone", dst.0, port.host());
             let _ = ORIG.remove(&cookie);
             count::add(COUNT_BYPASS);
             watch(cookie, LEG_BYPASS, asked);
             Ok(None)
         }
         Verdict::Capture(target) => {
-            if ORIG.insert(&cookie, &asked, 0).is_err() {
-                count::add(COUNT_ORIG_FULL);
-                return Err(());
-            }
-            count::add(COUNT_CAPTURED);
-            watch(cookie, LEG_CAPTURED, asked);
-            Ok(Some(target))
+            debug!(addr, "connect {:i} port {}: to the agent", dst.0, port.host());
+            capture(cookie, asked, target, COUNT_CAPTURED)
         }
         Verdict::Blocked(target) => {
-            count::add(COUNT_BLOCKED);
-            Ok(Some(target))
+            debug!(addr, "connect {:i} port {}: to the agent, the pod is not ready", dst.0, port.host());
+            capture(cookie, asked, target, COUNT_BLOCKED)
         }
         Verdict::NoFamily => {
+            debug!(addr, "connect {:i} port {}: refused, the pod has no such address", dst.0, port.host());
             count::add(COUNT_NO_FAMILY);
             Err(())
         }
     }
+}
+
+/// Sends a connect to the agent's port and remembers where it was going.
+#[inline(always)]
+fn capture(cookie: u64, asked: Destination, target: IpKey, site: u32) -> Result<Option<IpKey>, ()> {
+    if ORIG.insert(&cookie, &asked, 0).is_err() {
+        count::add(COUNT_ORIG_FULL);
+        return Err(());
+    }
+    count::add(site);
+    watch(cookie, LEG_CAPTURED, asked);
+    Ok(Some(target))
 }
 
 /// Remembers a socket for its statistics; a full map costs only those.

@@ -7,6 +7,7 @@ use agent_common::{
     maps::{LISTENER_HBONE, LISTENER_PLAINTEXT, ListenerKey, ProbeKey, STATE_ACTIVE},
 };
 use aya_ebpf::{bindings::bpf_sk_lookup, programs::SkLookupContext};
+use aya_log_ebpf::debug;
 
 use crate::{
     context::words,
@@ -46,6 +47,10 @@ pub fn select(ctx: &SkLookupContext) -> u32 {
             return PASS;
         }
         if PROBES.get(&key).is_some() {
+            debug!(
+                ctx,
+                "inbound {:i} to port {}: of the node or the agent, to the application", key.src.0, port
+            );
             count::add(COUNT_PROBE);
             return PASS;
         }
@@ -58,10 +63,12 @@ pub fn select(ctx: &SkLookupContext) -> u32 {
         if kind != 0
             && LISTENERS.redirect_sk_lookup(ctx_of(lookup), ListenerKey { netns, kind, pad: 0 }, 0).is_ok()
         {
+            debug!(ctx, "inbound {:i} to port {}: to the agent", key.src.0, port);
             count::add(COUNT_INBOUND);
             return PASS;
         }
     }
+    debug!(ctx, "inbound to the pod: refused, it is not ready or the port is the agent's own");
     count::add(COUNT_INBOUND_DROPPED);
     DROP
 }

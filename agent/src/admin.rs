@@ -172,7 +172,7 @@ impl View {
                 .ok_or_else(|| format!("pod {}/{} is not on this node", source.namespace, source.name))?;
         let destination = explain::find_destination(&snapshot, source, &to)
             .ok_or_else(|| format!("no destination {to} is known"))?;
-        let explanation = explain::explain(&snapshot, source, destination, &|_, _, _| Vec::new());
+        let explanation = explain::explain(&snapshot, source, destination, &explain::any_endpoint);
         let entries = self.bpf.maps.pods().map_err(|error| error.to_string())?;
         let entry = match entries.iter().find(|pod| Some(pod.netns) == status.cookie) {
             Some(pod) => json!({

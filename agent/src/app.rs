@@ -158,6 +158,7 @@ fn bpf_config(config: &Config) -> anyhow::Result<BpfConfig> {
         bpffs: config.bpffs.clone(),
         host_netns: netns::cookie(&host).context("the node's network namespace cannot be entered")?,
         capacities: config.map_capacity.iter().copied().collect(),
+        debug: config.bpf_debug,
     })
 }
 

@@ -19,7 +19,7 @@ use std::{
 use agent_common::{addr::IpKey, maps::PodEntry};
 use aya::{EbpfError, maps::MapError, pin::PinError, programs::ProgramError};
 
-pub use load::{Bpf, BpfConfig};
+pub use load::{Bpf, BpfConfig, KernelLog};
 pub use stats::{MapFill, ProgramStats, StatsSwitch};
 
 /// The object that `cargo xtask build` made; empty when there was none.
@@ -47,6 +47,11 @@ pub enum BpfError {
     Map { map: &'static str, source: MapError },
     #[error("the kernel does not say how its programs run")]
     Stats { source: io::Error },
+    #[error("what the programs log cannot be read")]
+    Log {
+        #[from]
+        source: aya_log::Error,
+    },
     #[error("pinned files below {path} cannot be read or removed")]
     Pins { path: PathBuf, source: io::Error },
 }

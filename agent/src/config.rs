@@ -86,6 +86,10 @@ pub struct Config {
     /// Does not let the kernel measure the run time of the eBPF programs (it costs some nanoseconds a run).
     #[arg(long, env = "CULVERT_NO_BPF_STATS")]
     pub no_bpf_stats: bool,
+    /// The eBPF programs log what they decide about every connection. For debugging: it costs time on
+    /// each connect. Off, the programs do not contain the code.
+    #[arg(long, env = "CULVERT_BPF_DEBUG")]
+    pub bpf_debug: bool,
     /// Entries of a kernel table, `NAME=N`, when its default does not fit the node; repeatable. For tables
     /// that are pinned already it counts after `--uninstall`.
     #[arg(long, env = "CULVERT_MAP_CAPACITY", value_delimiter = ',', value_parser = map_capacity)]

@@ -96,11 +96,14 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Empties the ring buffer until the agent ends.
+    /// Empties the ring buffers, of events and of the programs' log, until the agent ends.
     pub async fn run(self) {
-        let mut sets = Sets::default();
+        let (mut sets, mut log) = (Sets::default(), self.bpf.kernel_log());
         loop {
             tokio::time::sleep(EVERY).await;
+            if let Some(log) = &mut log {
+                log.flush();
+            }
             let events = match self.bpf.maps.take_events() {
                 Ok(events) if events.is_empty() => continue,
                 Ok(events) => events,

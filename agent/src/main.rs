@@ -9,11 +9,14 @@ use tracing_subscriber::EnvFilter;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> anyhow::Result<()> {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let config = Config::parse();
+    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    if config.bpf_debug {
+        filter = filter.add_directive("agent_ebpf=debug".parse()?);
+    }
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
     // Fails only when a provider is installed already, and then there is one.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let config = Config::parse();
     // Configuration, enrolment, metrics and admin: never on the threads that move bytes.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)

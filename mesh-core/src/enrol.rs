@@ -83,7 +83,7 @@ pub enum Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// Capture in the blocked state: every new connection is refused.
+    /// Capture in the blocked state: new connections are refused, or wait once the listeners are bound.
     Block,
     /// Bind 15001, 15006 and 15008 in the pod and set up its routing.
     BindListeners,

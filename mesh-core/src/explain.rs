@@ -5,6 +5,7 @@
 mod tests;
 
 use std::{
+    cell::Cell,
     fmt,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -13,11 +14,12 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    balance::{self, NoLoad, Purpose, Wanted},
+    balance::{Endpoint, NoLoad},
     entropy::SplitMix64,
     hbone::Authority,
+    http,
     inbound::{self, Arrival, InboundFacts},
-    model::{Service, Tunnel, Workload},
+    model::{GatewayDestination, Service, Tunnel, Workload},
     outbound::{self, Hop, OutboundFacts, OutboundPlan, Transport},
     outcome::{Path, Reason, Refusal},
     snapshot::{PodRef, Snapshot},
@@ -35,6 +37,9 @@ pub struct Explanation {
     pub carried: bool,
     /// Why not.
     pub refusal: Option<Refusal>,
+    /// Whether the refusal is the waypoint's: agents know nothing of it.
+    #[serde(default)]
+    pub by_waypoint: bool,
 }
 
 impl fmt::Display for Explanation {
@@ -46,8 +51,46 @@ impl fmt::Display for Explanation {
     }
 }
 
-/// Says how a waypoint routes requests for a service port: the hook for L7 routing.
-pub type ExplainRoute<'a> = &'a dyn Fn(&Snapshot, &Service, u16) -> Vec<Step>;
+/// A connection that has reached the waypoint of the service it asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct AtWaypoint<'a> {
+    /// The mesh.
+    pub snapshot: &'a Snapshot,
+    /// The waypoint's instance.
+    pub waypoint: &'a Workload,
+    /// Service that the client dialled.
+    pub service: &'a Service,
+    /// Address that the client dialled.
+    pub dialled: SocketAddr,
+    /// The client.
+    pub client: &'a Workload,
+    /// Its address.
+    pub from: IpAddr,
+}
+
+impl AtWaypoint<'_> {
+    /// Namespace and name of the waypoint's Gateway: those of its Service.
+    pub fn gateway(&self) -> (&str, &str) {
+        match self.service.waypoint.as_ref().map(|waypoint| &waypoint.destination) {
+            Some(GatewayDestination::Hostname(name)) => {
+                (&name.namespace, name.hostname.split('.').next().unwrap_or_default())
+            }
+            _ => (&self.waypoint.namespace, &self.waypoint.workload_name),
+        }
+    }
+}
+
+/// Says what a waypoint does with requests, and which endpoints they may reach: the hook for L7. No
+/// endpoint when the waypoint answers by itself; an error when no request can pass.
+pub type ExplainRoute<'a> = &'a dyn Fn(&AtWaypoint<'_>, &mut Vec<Step>) -> Result<Vec<Endpoint>, Refusal>;
+
+/// The hook where no routes are known: every ready endpoint of the service.
+///
+/// # Errors
+/// There is none.
+pub fn any_endpoint(at: &AtWaypoint<'_>, _: &mut Vec<Step>) -> Result<Vec<Endpoint>, Refusal> {
+    Ok(http::endpoints(at.snapshot, at.waypoint, &at.service.key, None, at.dialled.port())?)
+}
 
 /// Explains a connection from a workload to an address.
 pub fn explain(
@@ -56,13 +99,24 @@ pub fn explain(
     destination: SocketAddr,
     route: ExplainRoute<'_>,
 ) -> Explanation {
-    let mut steps = Vec::new();
-    let result = walk(snapshot, source, destination, route, &mut steps);
+    let (mut steps, by_waypoint) = (Vec::new(), Cell::new(false));
+    let hook =
+        |at: &AtWaypoint<'_>, steps: &mut Vec<Step>| route(at, steps).inspect_err(|_| by_waypoint.set(true));
+    let result = walk(snapshot, source, destination, &hook, &mut steps);
     steps.step(|| match &result {
         Ok(()) => Step::new(StepKind::Verdict, "", "carried"),
+        Err(refusal) if by_waypoint.get() => {
+            Step::new(StepKind::Verdict, "", format!("refused by the waypoint, {refusal}"))
+        }
         Err(refusal) => Step::new(StepKind::Verdict, "", format!("refused, {refusal}")),
     });
-    Explanation { snapshot: snapshot.version(), steps, carried: result.is_ok(), refusal: result.err() }
+    Explanation {
+        snapshot: snapshot.version(),
+        steps,
+        carried: result.is_ok(),
+        refusal: result.err(),
+        by_waypoint: by_waypoint.get(),
+    }
 }
 
 /// A workload by what people type: uid, `namespace/name`, name, or the name of its owner. The
@@ -122,7 +176,7 @@ fn walk(
     let facts = OutboundFacts { pod: PodRef::of(source), source: SocketAddr::new(own, 0), destination };
     let plan = outbound::plan_traced(snapshot, &facts, &mut SplitMix64::new(0), &NoLoad, steps)?;
     match plan.path {
-        Path::Waypoint => behind_waypoint(snapshot, &plan, destination, route, steps),
+        Path::Waypoint => behind_waypoint(snapshot, &plan, facts.source.ip(), destination, route, steps),
         _ => deliver(snapshot, &plan, own, steps),
     }
 }
@@ -188,6 +242,7 @@ fn arrive(
 fn behind_waypoint(
     snapshot: &Snapshot,
     plan: &OutboundPlan,
+    client: IpAddr,
     dialled: SocketAddr,
     route: ExplainRoute<'_>,
     steps: &mut Vec<Step>,
@@ -197,31 +252,21 @@ fn behind_waypoint(
     let Some(service) = &plan.service else {
         return arrive(snapshot, waypoint, from, dialled, Some(waypoint), steps);
     };
-    steps.extend(route(snapshot, service, dialled.port()));
-    let wanted = Wanted { source: waypoint, service, port: dialled.port(), purpose: Purpose::Destination };
-    let candidates = balance::candidates(snapshot.endpoints(&service.key), wanted);
-    if candidates.is_empty() {
-        let detail = format!("service {} has no ready endpoint for port {}", service.key, dialled.port());
-        return Err(Refusal::new(Reason::NoHealthyEndpoint, detail));
-    }
+    let at = AtWaypoint { snapshot, waypoint, service, dialled, client: &plan.source, from: client };
+    let endpoints = route(&at, steps)?;
     let mut last = Ok(());
-    let mut carried = false;
-    for endpoint in &candidates {
+    let mut carried = endpoints.is_empty();
+    for endpoint in &endpoints {
         let uid = &endpoint.workload.uid;
         let Some(ip) = outbound::select_address(Some(service), &endpoint.workload, dialled.ip()) else {
             continue;
         };
         let detail =
-            format!("port {}, one of {} that the waypoint may choose", endpoint.port, candidates.len());
+            format!("port {}, one of {} that the waypoint may choose", endpoint.port, endpoints.len());
         steps.push(Step::new(StepKind::Endpoint, format!("workload {uid}"), detail));
         let peer = (endpoint.workload.tunnel == Tunnel::Hbone).then_some(&**waypoint);
         last = arrive(snapshot, waypoint, from, SocketAddr::new(ip, endpoint.port), peer, steps);
         carried |= last.is_ok();
     }
     if carried { Ok(()) } else { last }
-}
-
-#[cfg(test)]
-pub(crate) fn no_route(_: &Snapshot, _: &Service, _: u16) -> Vec<Step> {
-    Vec::new()
 }

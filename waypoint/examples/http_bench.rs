@@ -1,7 +1,7 @@
 //! Requests per second of the HTTP engine with one worker, against Envoy with one worker.
 //!
 //! `cargo run --release -p waypoint --example http_bench -- [--envoy PATH] [--rounds N] [--seconds N]
-//! [--hbone no]`
+//! [--hbone no] [--json FILE]`
 //!
 //! Starts two nginx (`v1`, `v2`), the waypoint's engine over plain loopback connections (`plain`), the
 //! same with an access log line per request (`logged`, to nowhere), the same with HBONE in and out (`hbone`; a second process plays both agents), and Envoy as a plain HTTP
@@ -166,8 +166,15 @@ fn main() {
         "{:8} {:>12} {:>16}   medians of {rounds} rounds of {seconds} s",
         "", "requests/s", "CPU µs/request"
     );
+    let mut json = Vec::new();
     for ((name, ..), (rates, costs)) in proxies.iter().zip(results) {
+        json.push(serde_json::json!(
+            {"proxy": name, "requests_per_second": &rates, "cpu_us_per_request": &costs}
+        ));
         println!("{name:8} {:12.0} {:16.1}   {:.0?}", median(rates.clone()), median(costs), rates);
+    }
+    if let Some(file) = option("--json") {
+        fs::write(file, serde_json::to_string(&json).unwrap()).unwrap();
     }
     drop(proxies);
     let _ = fs::remove_dir_all(dir);

@@ -45,7 +45,7 @@ pub fn is_root() -> bool {
 
 /// Prints and runs a command; fails when it does.
 pub fn run(command: &mut Command) -> Result<()> {
-    println!("+ {}", shown(command));
+    eprintln!("+ {}", shown(command));
     let status = command.status().with_context(|| format!("cannot start {}", shown(command)))?;
     if !status.success() {
         bail!("{} ended with {status}", shown(command));

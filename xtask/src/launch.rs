@@ -1,8 +1,11 @@
 //! `cargo xtask demo` and `cargo xtask bench`: build what they need, then become them.
 
-use std::{path::Path, process::Command};
+use std::{
+    path::Path,
+    process::{Command, ExitCode},
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::{
     build,
@@ -10,11 +13,15 @@ use crate::{
     setup::{self, Need},
 };
 
-/// Builds everything optimised and runs a program of the `tests` crate with the given arguments.
-pub fn launch(root: &Path, program: &str, args: &[String]) -> Result<()> {
+/// Builds everything optimised and runs a program of the `tests` crate with the given arguments; its
+/// exit status is ours.
+pub fn launch(root: &Path, program: &str, args: &[String]) -> Result<ExitCode> {
     setup::ensure(Need::Load)?;
     build::all(root, true)?;
     run(cargo(root).args(["build", "--release", "-p", "culvert-tests"]))?;
+    if program == "culvert-bench" {
+        run(cargo(root).args(["build", "--release", "-p", "waypoint", "--example", "http_bench"]))?;
+    }
     let binary = target(root)?.join("release").join(program);
     let mut command = if is_root() {
         Command::new(&binary)
@@ -24,5 +31,6 @@ pub fn launch(root: &Path, program: &str, args: &[String]) -> Result<()> {
         sudo.arg("-E").arg(&binary);
         sudo
     };
-    run(command.args(args))
+    let status = command.args(args).status().with_context(|| format!("cannot start {program}"))?;
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
 }

@@ -75,7 +75,7 @@ enum Verb {
 
 fn main() -> ExitCode {
     match dispatch(Cli::parse().verb) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -83,17 +83,18 @@ fn main() -> ExitCode {
     }
 }
 
-fn dispatch(verb: Verb) -> anyhow::Result<()> {
+fn dispatch(verb: Verb) -> anyhow::Result<ExitCode> {
     let root = command::root()?;
     match verb {
+        Verb::Demo { args } => return launch::launch(&root, "culvert-demo", &args),
+        Verb::Bench { args } => return launch::launch(&root, "culvert-bench", &args),
         Verb::Setup => setup::announce(),
         Verb::Build { release } => build::all(&root, release),
         Verb::Test { filter } => test::run_tests(&root, filter.as_deref()),
         Verb::Codegen { check } => codegen::run(&root, check),
-        Verb::Demo { args } => launch::launch(&root, "culvert-demo", &args),
-        Verb::Bench { args } => launch::launch(&root, "culvert-bench", &args),
         Verb::Verify { kernels, json } => verify::run(&root, &verify::Options { kernels, json }),
         Verb::Tidy => tidy::run(&root),
         Verb::Ci => ci::run_gates(&root),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }

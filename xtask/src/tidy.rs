@@ -1,5 +1,7 @@
 //! `cargo xtask tidy`: the structure that ARCHITECTURE.md promises.
 
+mod features;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -42,6 +44,7 @@ pub fn run(root: &Path) -> Result<()> {
     let mut problems = edges(root, &mut cargo(root))?;
     problems.extend(cycles(root)?);
     problems.extend(code_map(root)?);
+    problems.extend(features::check(root)?);
     codegen::run(root, true)?;
     for problem in &problems {
         println!("tidy: {problem}");
@@ -49,7 +52,7 @@ pub fn run(root: &Path) -> Result<()> {
     if !problems.is_empty() {
         bail!("{} problems; ARCHITECTURE.md says what is allowed", problems.len());
     }
-    println!("tidy: crate edges, module cycles, code map and generated files hold");
+    println!("tidy: crate edges, module cycles, code map, feature list and generated files hold");
     Ok(())
 }
 

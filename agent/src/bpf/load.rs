@@ -6,6 +6,7 @@ use std::{
     hash::{DefaultHasher, Hash, Hasher},
     os::fd::AsFd,
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use agent_common::ABI_VERSION;
@@ -16,6 +17,8 @@ use aya::{
         links::{FdLink, PinnedLink},
     },
 };
+
+use aya_log::{EbpfLogger, Level};
 
 use super::{
     BpfError, OBJECT,
@@ -34,6 +37,8 @@ pub struct BpfConfig {
     pub bpffs: PathBuf,
     /// Cookie of the node's own network namespace, whose probes reach applications; 0 for none.
     pub host_netns: u64,
+    /// The programs log every decision (see [`Bpf::kernel_log`]); off, the logging code is not there.
+    pub debug: bool,
     /// Capacities by map name that differ from the defaults of `agent_common::maps::MAPS`.
     pub capacities: HashMap<&'static str, u32>,
 }
@@ -42,14 +47,21 @@ const CONNECT: [&str; 4] = ["culvert_connect4", "culvert_connect6", "culvert_pee
 const SOCKETS: &str = "culvert_sockets";
 const RELEASE: &str = "culvert_release";
 const INBOUND: &str = "culvert_inbound";
+/// Map of aya-log: one for all objects of a node.
+const LOGS: &str = "AYA_LOGS";
 
 /// The loaded kernel side of one node. Dropping it leaves everything pinned: capture outlives the agent.
 pub struct Bpf {
     pins: PathBuf,
     digest: String,
+    debug: bool,
+    log: Mutex<Option<KernelLog>>,
     /// The tables.
     pub maps: Maps,
 }
+
+/// What the programs log, as records of the `log` crate with targets below `agent_ebpf`.
+pub type KernelLog = EbpfLogger<&'static dyn log::Log>;
 
 impl Bpf {
     /// Loads, or adopts what an earlier process pinned.
@@ -62,11 +74,18 @@ impl Bpf {
         }
         mount_bpffs(&config.bpffs)?;
         let pins = config.bpffs.join("culvert").join(&config.node).join(format!("v{ABI_VERSION}"));
-        let bpf = Self { digest: digest(), maps: Maps::default_closed(), pins };
+        let bpf = Self {
+            digest: digest(config.debug),
+            debug: config.debug,
+            log: Mutex::new(None),
+            maps: Maps::default_closed(),
+            pins,
+        };
         create(&bpf.map_dir())?;
         create(&bpf.link_dir())?;
         let mut object = bpf.object(0, &config.capacities)?;
-        let bpf = Self { maps: Maps::take(&mut object)?, ..bpf };
+        let log = if config.debug { Some(KernelLog::init(&mut object)?) } else { None };
+        let bpf = Self { maps: Maps::take(&mut object)?, log: Mutex::new(log), ..bpf };
         bpf.maps.set_host_netns(config.host_netns)?;
         let cgroup = File::open(&config.cgroup)
             .map_err(|source| BpfError::Cgroup { path: config.cgroup.clone(), source })?;
@@ -75,6 +94,11 @@ impl Bpf {
         bpf.remove_other_links()?;
         versions::forget_tables(&bpf.pins)?;
         Ok(bpf)
+    }
+
+    /// What the programs log; none when they do not, and for whoever asks a second time.
+    pub fn kernel_log(&self) -> Option<KernelLog> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     fn map_dir(&self) -> PathBuf {
@@ -87,7 +111,12 @@ impl Bpf {
 
     fn object(&self, cookie: u64, capacities: &HashMap<&'static str, u32>) -> Result<Ebpf, BpfError> {
         let mut loader = EbpfLoader::new();
-        loader.default_map_pin_directory(self.map_dir()).override_global("POD_COOKIE", &cookie, true);
+        let level = if self.debug { Level::Debug as u8 } else { 0 };
+        loader
+            .default_map_pin_directory(self.map_dir())
+            .map_pin_path(LOGS, self.map_dir().join(LOGS))
+            .override_global(aya_log::LEVEL, &level, true)
+            .override_global("POD_COOKIE", &cookie, true);
         for (map, capacity) in capacities {
             loader.map_max_entries(map, *capacity);
         }
@@ -198,10 +227,11 @@ impl Bpf {
     }
 }
 
-/// Identifies the object whose links are pinned; not a security boundary (root owns the folder).
-fn digest() -> String {
+/// Identifies the object whose links are pinned; not a security boundary (root owns the folder). With
+/// and without logging are two objects: switching it replaces the links.
+fn digest(debug: bool) -> String {
     let mut hasher = DefaultHasher::new();
-    OBJECT.hash(&mut hasher);
+    (OBJECT, debug).hash(&mut hasher);
     format!("{:016x}", hasher.finish())
 }
 

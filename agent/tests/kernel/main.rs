@@ -139,8 +139,13 @@ impl Drop for World {
 
 impl World {
     fn load(&self, host: bool, capacities: &[(&'static str, u32)]) -> Bpf {
+        self.load_with(host, capacities, false)
+    }
+
+    fn load_with(&self, host: bool, capacities: &[(&'static str, u32)], debug: bool) -> Bpf {
         let host_netns = if host { netns::cookie(&self.n).unwrap() } else { 0 };
         Bpf::load(&BpfConfig {
+            debug,
             node: self.id.clone(),
             cgroup: self.group.clone(),
             bpffs: bpffs(),
@@ -332,6 +337,64 @@ fn a_family_that_the_pod_has_no_address_of_is_refused_and_counted() {
     }
     nothing_waits(&outside);
     nothing_waits(&agent);
+}
+
+#[test]
+fn a_connection_that_met_the_bound_listener_of_a_blocked_pod_keeps_its_destination() {
+    let Some(world) = world("waiting") else { return };
+    let bpf = world.load(false, &[]);
+    let pod = world.pod_a(PodState::Blocked);
+    bpf.maps.set_pod(&pod).unwrap();
+    let refused = dial(&world.a, "10.99.0.9:80").unwrap_err();
+    assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+    eventually("a refusal leaves nothing behind", || bpf.maps.socket_entries().unwrap() == 0);
+    let listener = listen(&world.a, 15001);
+    let client = dial(&world.a, "10.99.0.9:80").unwrap();
+    bpf.maps.set_pod(&world.pod_a(PodState::Active)).unwrap();
+    let (_server, peer) = accept(&listener);
+    assert_eq!(bpf.maps.take_original(pod.netns, peer).unwrap(), "10.99.0.9:80".parse().ok());
+    assert_eq!(client.peer_addr().unwrap(), "10.99.0.9:80".parse().unwrap());
+}
+
+/// Keeps what is logged.
+struct Heard(Mutex<Vec<String>>);
+
+static HEARD: Heard = Heard(Mutex::new(Vec::new()));
+
+impl log::Log for Heard {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        self.0.lock().unwrap().push(format!("{} {}", record.target(), record.args()));
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+fn the_programs_say_what_they_decide_when_they_are_asked_to_and_nothing_otherwise() {
+    let Some(world) = world("kernel log") else { return };
+    log::set_logger(&HEARD).unwrap();
+    log::set_max_level(log::LevelFilter::Debug);
+    let listener = listen(&world.a, 15001);
+    let mut replaced = None;
+    for debug in [false, true] {
+        let bpf = world.load_with(false, &[], debug);
+        bpf.maps.set_pod(&world.pod_a(PodState::Active)).unwrap();
+        let _client = dial(&world.a, "10.99.0.9:80").unwrap();
+        accept(&listener);
+        let log = bpf.kernel_log();
+        assert_eq!(log.is_some(), debug);
+        log.into_iter().for_each(|mut log| log.flush());
+        let heard = std::mem::take(&mut *HEARD.0.lock().unwrap());
+        let wanted = "agent_ebpf::connect connect ::ffff:10.99.0.9 port 80: to the agent";
+        assert_eq!(heard.iter().any(|line| line == wanted), debug, "{heard:?}");
+        let links = pinned_links(&world);
+        assert!(replaced.is_none_or(|before| before != links), "the switch replaces the programs");
+        replaced = Some(links);
+    }
 }
 
 #[test]

@@ -17,8 +17,11 @@ pub struct Disagreement {
 }
 
 /// The difference between two verdicts: carried or not, and the reason of a refusal. The sentence
-/// beside the reason is no part of it.
+/// beside the reason is no part of it. What the waypoint refuses, an agent rightly carries to it.
 pub fn compare(control: &Explanation, agent: &Explanation) -> Option<Disagreement> {
+    if control.by_waypoint && agent.carried {
+        return None;
+    }
     let key = |e: &Explanation| (e.carried, e.refusal.as_ref().map(|r| r.reason));
     (key(control) != key(agent)).then(|| Disagreement {
         control: verdict(control),
@@ -44,7 +47,7 @@ mod tests {
 
     fn explanation(snapshot: u64, reason: Option<Reason>) -> Explanation {
         let refusal = reason.map(|reason| Refusal::new(reason, "AuthorizationPolicy default/no-client"));
-        Explanation { snapshot, steps: Vec::new(), carried: refusal.is_none(), refusal }
+        Explanation { snapshot, steps: Vec::new(), carried: refusal.is_none(), refusal, by_waypoint: false }
     }
 
     #[test]
@@ -54,6 +57,15 @@ mod tests {
             [Reason::PolicyDenied, Reason::NoAllowMatched].map(|r| explanation(4, Some(r)));
         assert_eq!(compare(&denied, &denied), None);
         assert!(compare(&denied, &unmatched).is_some());
+    }
+
+    #[test]
+    fn what_the_waypoint_refuses_the_agent_carries_without_disagreeing() {
+        let told = |by_waypoint| Explanation { by_waypoint, ..explanation(4, Some(Reason::PolicyDenied)) };
+        assert_eq!(compare(&told(true), &explanation(90, None)), None);
+        assert!(compare(&told(false), &explanation(90, None)).is_some());
+        let other = explanation(90, Some(Reason::MtlsRequired));
+        assert!(compare(&told(true), &other).is_some(), "an agent that refuses it first does disagree");
     }
 
     #[test]

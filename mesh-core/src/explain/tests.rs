@@ -17,7 +17,7 @@ fn world() -> Snapshot {
 fn ask(snapshot: &Snapshot, to: &str) -> Explanation {
     let source = find_source(snapshot, "client").unwrap();
     let destination = find_destination(snapshot, source, to).unwrap();
-    explain(snapshot, source, destination, &no_route)
+    explain(snapshot, source, destination, &any_endpoint)
 }
 
 #[test]
@@ -70,6 +70,6 @@ fn a_client_outside_the_mesh_is_refused_by_strict() {
     changes.push(Change::Policy(Arc::new(strict(PolicyScope::Namespace))));
     snapshot.apply(changes);
     let source = find_source(&snapshot, "outsider").unwrap();
-    let told = explain(&snapshot, source, "10.0.0.2:80".parse().unwrap(), &no_route);
+    let told = explain(&snapshot, source, "10.0.0.2:80".parse().unwrap(), &any_endpoint);
     assert_eq!(told.refusal.unwrap().reason, Reason::MtlsRequired);
 }

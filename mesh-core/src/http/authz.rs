@@ -78,7 +78,7 @@ pub fn authorise<'p>(
     Ok(verdict)
 }
 
-fn unmatched<'p>(policies: impl Iterator<Item = &'p L7Policy>) -> String {
+pub(super) fn unmatched<'p>(policies: impl Iterator<Item = &'p L7Policy>) -> String {
     let allows = policies.filter(|p| p.action == PolicyAction::Allow && !p.dry_run);
     let names: Vec<String> = allows.map(|p| p.key.to_string()).take(8).collect();
     format!("no ALLOW policy matches: {}", names.join(", "))

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::RequestFacts;
 use crate::model::{
     PolicyAction, ServiceAccountMatch, StringMatch,
-    l7::{ConditionKey, L7Condition, L7Operation, L7Rule, L7Source},
+    l7::{ConditionKey, L7Condition, L7Operation, L7Policy, L7Rule, L7Source},
 };
 
 /// Whether a rule holds: one of its sources, one of its operations and all of its conditions. An
@@ -19,6 +19,59 @@ pub(super) fn rule_matches(rule: &L7Rule, action: PolicyAction, facts: &RequestF
     (rule.from.is_empty() || rule.from.iter().any(from))
         && (rule.to.is_empty() || rule.to.iter().any(to))
         && rule.when.iter().all(|c| condition_matches(c, facts))
+}
+
+/// Whether something holds for the requests of a connection: *and* is the least of several, *or* the most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Holds {
+    /// For none.
+    Never,
+    /// That depends on path, method, host or headers.
+    Sometimes,
+    /// For all.
+    Always,
+}
+
+impl From<bool> for Holds {
+    fn from(holds: bool) -> Self {
+        if holds { Self::Always } else { Self::Never }
+    }
+}
+
+/// Whether a policy matches the requests of a connection; what `facts` says of a request is not read.
+pub(super) fn policy_holds(policy: &L7Policy, facts: &RequestFacts<'_>) -> Holds {
+    let rules = policy.rules.iter().map(|rule| rule_holds(rule, policy.action, facts));
+    rules.max().unwrap_or(Holds::Never)
+}
+
+/// As [`rule_matches`].
+fn rule_holds(rule: &L7Rule, action: PolicyAction, facts: &RequestFacts<'_>) -> Holds {
+    let empty = action == PolicyAction::Deny;
+    let from = |s: &L7Source| if *s == L7Source::default() { empty } else { source_matches(s, facts) };
+    let to = |o: &L7Operation| match *o == L7Operation::default() {
+        true => empty.into(),
+        false => operation_holds(o, facts),
+    };
+    let when = |c: &L7Condition| match c.key {
+        ConditionKey::Header(_) => Holds::Sometimes,
+        _ => condition_matches(c, facts).into(),
+    };
+    let from = rule.from.is_empty() || rule.from.iter().any(from);
+    let to =
+        if rule.to.is_empty() { Holds::Always } else { rule.to.iter().map(to).max().unwrap_or(Holds::Never) };
+    let when = rule.when.iter().map(when).min().unwrap_or(Holds::Always);
+    Holds::from(from).min(to).min(when)
+}
+
+fn operation_holds(operation: &L7Operation, facts: &RequestFacts<'_>) -> Holds {
+    let L7Operation { ports, not_ports, hosts, not_hosts, methods, not_methods, paths, not_paths } =
+        operation;
+    let asks = [hosts, not_hosts, methods, not_methods, paths, not_paths].iter().any(|list| !list.is_empty());
+    match both(ports, not_ports, |port| *port == facts.port) {
+        false => Holds::Never,
+        true if asks => Holds::Sometimes,
+        true => Holds::Always,
+    }
 }
 
 fn both<T>(any: &[T], none: &[T], is: impl Fn(&T) -> bool) -> bool {

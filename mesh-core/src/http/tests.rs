@@ -8,16 +8,20 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    delta::Change,
     entropy::{Entropy, SplitMix64},
+    explain::AtWaypoint,
     model::{
         PolicyAction, PolicyName, ServiceName, StringMatch,
         l7::{
-            AbortStatus, ConditionKey, Fault, HeaderOps, HttpMatch, HttpRoute, L7Condition, L7Operation,
-            L7Policy, L7Rule, L7Source, L7Target, Redirect, RetryCondition, RetryPolicy, Rewrite,
-            RouteAction, RouteMatch, ServiceRoutes, TrafficPolicy, WeightedDestination,
+            AbortStatus, ConditionKey, DirectResponse, Fault, HeaderOps, HttpMatch, HttpRoute, L7Condition,
+            L7Operation, L7Policy, L7Rule, L7Source, L7Target, Redirect, RetryCondition, RetryPolicy,
+            Rewrite, RouteAction, RouteMatch, ServiceRoutes, Subset, TrafficPolicy, WeightedDestination,
+            WorkloadLabels,
         },
     },
     outcome::Reason,
+    snapshot::Snapshot,
 };
 
 fn destination(subset: &str, weight: u32) -> WeightedDestination {
@@ -360,26 +364,108 @@ fn normalisation_resolves_dots_and_decodes_unreserved_characters() {
     }
 }
 
+/// The steps that are told of a request of `client` to service `web`, and the endpoints or the refusal.
+fn told(changes: impl IntoIterator<Item = Change>) -> (Vec<String>, Result<Vec<String>, Reason>) {
+    let mut web = crate::model::Service::new(ServiceName::new("default", "web"), "web");
+    web.ports = vec![crate::fixtures::port(8000, 80)];
+    let mut world = vec![Change::Service(Arc::new(web.clone()))];
+    for (version, ip) in [("v1", 1), ("v2", 2)] {
+        let pod = crate::fixtures::backing(crate::fixtures::pod(version, [10, 0, 0, ip]), &web);
+        let labels = BTreeMap::from([("version".into(), version.into())]);
+        world.push(Change::Labels(Arc::new(WorkloadLabels { uid: pod.uid.clone(), labels })));
+        world.push(Change::Workload(Arc::new(pod)));
+    }
+    let at = AtWaypoint {
+        snapshot: &Snapshot::of(world.into_iter().chain(changes)),
+        waypoint: &crate::fixtures::pod("waypoint", [10, 0, 0, 8]),
+        service: &web,
+        dialled: "10.96.0.1:8000".parse().unwrap(),
+        client: &crate::fixtures::pod("client", [10, 0, 0, 9]),
+        from: "10.0.0.9".parse().unwrap(),
+    };
+    let mut steps = Vec::new();
+    let found = explain_routes(&at, &mut steps);
+    let names = found.map(|list| list.iter().map(|endpoint| endpoint.workload.name.to_string()).collect());
+    (steps.iter().map(ToString::to_string).collect(), names.map_err(|refusal| refusal.reason))
+}
+
+/// Routes of `web` with the subsets v1 and v2.
+fn web_routes(action: RouteAction) -> Change {
+    let mut canary = http_route("canary", vec![]);
+    canary.action = action;
+    let mut routes = (*compiled(vec![canary]).unwrap().source).clone();
+    routes.subsets = ["v1", "v2"].map(subset).into();
+    Change::Routes(Arc::new(routes))
+}
+
+fn subset(name: &str) -> Subset {
+    let labels = BTreeMap::from([("version".into(), name.into())]);
+    Subset { name: name.into(), labels, traffic_policy: TrafficPolicy::default() }
+}
+
+#[test]
+fn explain_names_the_endpoints_that_the_routes_may_lead_to_and_no_others() {
+    let endpoints = |action| told([web_routes(action)]).1;
+    let to =
+        |list: &[(&str, u32)]| RouteAction::Forward(list.iter().map(|(s, w)| destination(s, *w)).collect());
+    let names = |list: &[&str]| Ok(list.iter().map(ToString::to_string).collect::<Vec<_>>());
+    assert_eq!(told([]).1, names(&["v1", "v2"]), "without routes, the service itself");
+    assert_eq!(endpoints(to(&[("v1", 90), ("v2", 10)])), names(&["v1", "v2"]));
+    assert_eq!(endpoints(to(&[("v1", 100), ("v2", 0)])), names(&["v1"]));
+    assert_eq!(
+        endpoints(to(&[("v1", 1), ("v3", 1)])),
+        names(&["v1"]),
+        "a subset that is not there is a step"
+    );
+    assert_eq!(endpoints(to(&[("v3", 1)])), Err(Reason::UnknownDestination));
+    let direct = DirectResponse { status: 204, body: "".into() };
+    assert_eq!(endpoints(RouteAction::Direct(direct)), names(&[]), "the waypoint answers by itself");
+}
+
 #[test]
 fn explain_names_route_shares_and_policies() {
-    let mut r = http_route("canary", vec![]);
-    r.action = RouteAction::Forward(vec![destination("v1", 90), destination("v2", 10)]);
-    let key = ServiceName::new("default", "web");
-    let routes = compiled(vec![r]).unwrap().source;
-    let deny = L7Policy {
-        targets: vec![L7Target::Service(key.clone())],
-        ..policy("deny", PolicyAction::Deny, vec![])
+    let routes = || web_routes(RouteAction::Forward(vec![destination("v1", 90), destination("v2", 10)]));
+    let source = |account: &str| L7Source {
+        principals: vec![StringMatch::Suffix(format!("sa/{account}").into())],
+        ..L7Source::default()
     };
-    let snapshot = crate::snapshot::Snapshot::of([
-        crate::delta::Change::Routes(routes),
-        crate::delta::Change::L7Policy(Arc::new(deny)),
-    ]);
-    let service = crate::model::Service::new(key, "web");
-    let told: Vec<String> = explain_routes(&snapshot, &service, 80).iter().map(ToString::to_string).collect();
-    assert!(told[0].contains(
+    let from = |account: &str| L7Rule { from: vec![source(account)], ..L7Rule::default() };
+    let get = L7Operation { methods: vec![StringMatch::Exact("GET".into())], ..L7Operation::default() };
+    let port = |port| L7Operation { ports: vec![port], ..L7Operation::default() };
+    let told = |policies: &[L7Policy]| {
+        let changes = policies.iter().cloned().map(|p| Change::L7Policy(Arc::new(p)));
+        let (steps, found) = told([routes()].into_iter().chain(changes));
+        (steps, found.err())
+    };
+    let (steps, refusal) = told(&[]);
+    assert!(steps[0].contains(
         "VirtualService default/web route canary: every request: 90 % to web subset v1, 10 % to web subset v2"
     ));
-    assert!(told[1].contains("AuthorizationPolicy default/deny"), "{told:?}");
+    assert_eq!(refusal, None);
+    use PolicyAction::{Allow, Deny};
+    let (denied, unmatched) = (Some(Reason::PolicyDenied), Some(Reason::NoAllowMatched));
+    for (action, rule, says, expected) in [
+        (Deny, from("client"), "denies every request", denied),
+        (Deny, from("other"), "denies no request", None),
+        (Deny, rule_of(get.clone()), "denies those requests", None),
+        (Deny, rule_of(port(8000)), "denies every request", denied),
+        (Deny, rule_of(port(80)), "denies no request", None),
+        (Deny, L7Rule { to: vec![get.clone()], ..from("other") }, "denies no request", None),
+        (Allow, from("client"), "allows every request", None),
+        (Allow, from("other"), "allows no request", unmatched),
+        (Allow, rule_of(get), "allows those requests", None),
+    ] {
+        let (steps, refusal) = told(&[policy("p", action, vec![rule.clone()])]);
+        assert!(steps[1].contains("AuthorizationPolicy default/p: "), "{steps:?}");
+        assert!(steps[1].contains(says), "{rule:?}: {steps:?}");
+        assert_eq!(refusal, expected, "{rule:?}");
+        let (_, refusal) = told(&[L7Policy { dry_run: true, ..policy("p", action, vec![rule]) }]);
+        assert_eq!(refusal, None, "a dry run refuses nothing");
+    }
+    let elsewhere = L7Target::Gateway { namespace: "default".into(), name: "another".into() };
+    let (steps, refusal) =
+        told(&[L7Policy { targets: vec![elsewhere], ..policy("p", Deny, vec![from("client")]) }]);
+    assert_eq!((steps.len(), refusal), (1, None), "another waypoint's policy is no step");
 }
 
 proptest! {

@@ -21,7 +21,7 @@ const REASON: &str = "R9 !read_ok";
 /// It was accepted, or refused for another reason.
 pub fn refused() -> Result<Value> {
     let spoiled = spoil(OBJECT)?;
-    let mut object = load::object(&spoiled)?;
+    let mut object = load::object(&spoiled, load::Logging::Off)?;
     let program = object.program_mut(PROGRAM).context("no such program in the object")?;
     match load::load(program) {
         Ok(_) => bail!("the verifier accepted a read of an uninitialised register"),

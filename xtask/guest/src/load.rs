@@ -15,19 +15,33 @@ const PINS: &str = "/sys/fs/bpf/verify-load";
 /// Names of the programs in the object. When it does not parse there is one by the name of `object`,
 /// whose step then says why.
 pub fn programs() -> Vec<String> {
-    let Ok(object) = object(OBJECT) else { return vec!["object".to_string()] };
+    let Ok(object) = object(OBJECT, Logging::Off) else { return vec!["object".to_string()] };
     let mut names: Vec<String> = object.programs().map(|(name, _)| name.to_string()).collect();
     names.sort();
     names
+}
+
+/// Whether the programs log what they decide; the verifier sees that code only when they do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Logging {
+    /// As agents run.
+    Off,
+    /// With `--bpf-debug`.
+    On,
 }
 
 /// Parses an object and makes its tables, in a folder of their own.
 ///
 /// # Errors
 /// It is no object, or the kernel refuses a table.
-pub fn object(bytes: &[u8]) -> Result<Ebpf> {
+pub fn object(bytes: &[u8], logging: Logging) -> Result<Ebpf> {
     std::fs::create_dir_all(PINS)?;
-    EbpfLoader::new().default_map_pin_directory(PINS).load(bytes).context("the object cannot be loaded")
+    let level = if logging == Logging::On { aya_log::Level::Debug as u8 } else { 0 };
+    EbpfLoader::new()
+        .default_map_pin_directory(PINS)
+        .override_global(aya_log::LEVEL, &level, true)
+        .load(bytes)
+        .context("the object cannot be loaded")
 }
 
 /// Loads one program and reports the verifier's work.
@@ -35,14 +49,27 @@ pub fn object(bytes: &[u8]) -> Result<Ebpf> {
 /// # Errors
 /// The object does not parse, or the verifier refuses; with the end of its log.
 pub fn one(name: &str) -> Result<Value> {
-    let mut object = object(OBJECT)?;
-    let program = object.program_mut(name).context("no such program in the object")?;
-    let info = load(program).map_err(explained)?;
+    let info = loaded(name, Logging::Off)?;
     Ok(json!({
         "verified_instructions": info.verified_instruction_count(),
         "bytes_translated": info.size_translated(),
         "bytes_jitted": info.size_jitted(),
     }))
+}
+
+/// Loads one program as `--bpf-debug` asks for it; what that costs has no budget.
+///
+/// # Errors
+/// As [`one`].
+pub fn one_that_logs(name: &str) -> Result<Value> {
+    let info = loaded(name, Logging::On)?;
+    Ok(json!({"bytes_translated": info.size_translated()}))
+}
+
+fn loaded(name: &str, logging: Logging) -> Result<ProgramInfo> {
+    let mut object = object(OBJECT, logging)?;
+    let program = object.program_mut(name).context("no such program in the object")?;
+    load(program).map_err(explained)
 }
 
 /// Hands a program to the kernel, whatever its kind.

@@ -12,6 +12,7 @@ fn main() -> ExitCode {
     report.step("kernel", features::kernel);
     for program in load::programs() {
         report.step(&format!("load.{program}"), || load::one(&program));
+        report.step(&format!("debug.{program}"), || load::one_that_logs(&program));
     }
     report.step("control.refused", control::refused);
     if let Some(world) = report.step_with("world", World::make)

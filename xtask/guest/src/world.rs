@@ -68,6 +68,7 @@ impl World {
     pub fn attach(&self) -> Result<(Bpf, Value)> {
         let bpf = Bpf::load(&BpfConfig {
             node: "verify".to_string(),
+            debug: false,
             cgroup: self.group.clone(),
             bpffs: "/sys/fs/bpf".into(),
             host_netns: netns::cookie(&self.n)?,

