@@ -18,7 +18,7 @@ fn entries(bpf: &Bpf, name: &str) -> usize {
 }
 
 #[test]
-fn a_full_table_of_destinations_refuses_and_says_so() {
+fn a_full_table_refuses_and_says_so() {
     let Some(world) = world("full ORIG") else { return };
     let bpf = world.load(false, &[("ORIG", 2)]);
     bpf.maps.set_pod(&world.pod_a(PodState::Active)).unwrap();
