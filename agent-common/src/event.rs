@@ -11,37 +11,36 @@ pub const LEG_AGENT: u32 = 3;
 /// A connection that was accepted in the pod's namespace.
 pub const LEG_ACCEPTED: u32 = 4;
 
-/// A closed connection of an enrolled pod.
-#[repr(C)]
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FlowEvent {
-    /// The pod's network namespace cookie.
-    pub netns: u64,
-    /// Bytes that the peer acknowledged.
-    pub bytes_sent: u64,
-    /// Bytes received.
-    pub bytes_received: u64,
-    /// Local address.
-    pub local: IpKey,
-    /// Remote address.
-    pub remote: IpKey,
-    /// Local port, host order.
-    pub local_port: u16,
-    /// Remote port, host order.
-    pub remote_port: u16,
-    /// Smoothed round-trip time, µs.
-    pub srtt_us: u32,
-    /// Segments retransmitted.
-    pub retransmits: u32,
-    /// Time to connect, µs; 0 for accepted connections.
-    pub connect_us: u32,
-    /// One of the `LEG_` constants.
-    pub leg: u32,
-    /// Zero.
-    pub pad: u32,
+abi_type! {
+    /// A closed connection of an enrolled pod.
+    pub struct FlowEvent, 80 bytes {
+        /// The pod's network namespace cookie.
+        0: pub netns: u64,
+        /// Bytes that the peer acknowledged.
+        8: pub bytes_sent: u64,
+        /// Bytes received.
+        16: pub bytes_received: u64,
+        /// Local address.
+        24: pub local: IpKey,
+        /// Remote address; of a captured connection the one that the application asked for, because its
+        /// socket's own is the pod itself.
+        40: pub remote: IpKey,
+        /// Local port, host order.
+        56: pub local_port: u16,
+        /// Remote port, host order; as `remote`.
+        58: pub remote_port: u16,
+        /// Smoothed round-trip time, µs.
+        60: pub srtt_us: u32,
+        /// Segments retransmitted.
+        64: pub retransmits: u32,
+        /// Time to connect, µs; 0 for accepted connections.
+        68: pub connect_us: u32,
+        /// One of the `LEG_` constants.
+        72: pub leg: u32,
+        /// Zero.
+        76: pub pad: u32,
+    }
 }
-
-const _: () = assert!(size_of::<FlowEvent>() == 80);
 
 macro_rules! sites {
     ($($(#[$doc:meta])* $name:ident = $index:literal => $label:literal,)+) => {
@@ -74,6 +73,8 @@ sites! {
     COUNT_PROBE = 9 => "probe",
     /// Flow events that the ring buffer had no room for.
     COUNT_EVENT_LOST = 10 => "event_lost",
+    /// Connections without statistics, because `SOCKS` was full.
+    COUNT_SOCKS_FULL = 11 => "socks_full",
 }
 
 /// Entries of the counter map.

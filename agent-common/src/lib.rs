@@ -6,13 +6,16 @@
 //! pin path, so that an agent never reinterprets another version's maps.
 #![no_std]
 
+#[macro_use]
+mod layout;
+
 pub mod addr;
 pub mod event;
 pub mod maps;
 pub mod verdict;
 
 /// Version of everything in this crate that a pinned map may hold.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Port of the outbound listener in each pod.
 pub const OUTBOUND_PORT: u16 = 15001;

@@ -1,37 +1,40 @@
 //! `abi.txt` lists what pinned maps may hold, so that a change of it is seen in review.
 #![allow(clippy::unwrap_used, reason = "a test panics, so that the line number survives")]
 
-use std::{fmt::Write, fs, mem::offset_of, path::Path};
+use std::{fmt::Write, fs, path::Path};
 
 use agent_common::{
     ABI_VERSION,
     event::{FlowEvent, SITES},
-    maps::{Destination, FlowKey, ListenerKey, MAPS, NodeConfig, PodEntry, ProbeKey, SockState},
+    maps::{Destination, FlowKey, ListenerKey, MAPS, MapSpec, NodeConfig, PodEntry, ProbeKey, SockState},
 };
 
-macro_rules! layout {
-    ($out:expr, $type:ty, $($field:ident),+) => {
-        writeln!($out, "{} size={} align={}", stringify!($type), size_of::<$type>(), align_of::<$type>()).unwrap();
-        $(writeln!($out, "  {}@{}", stringify!($field), offset_of!($type, $field)).unwrap();)+
-    };
-}
+type Layout = (&'static str, usize, &'static [(&'static str, usize, &'static str)]);
+
+const TYPES: [Layout; 8] = [
+    PodEntry::LAYOUT,
+    Destination::LAYOUT,
+    FlowKey::LAYOUT,
+    ProbeKey::LAYOUT,
+    ListenerKey::LAYOUT,
+    NodeConfig::LAYOUT,
+    SockState::LAYOUT,
+    FlowEvent::LAYOUT,
+];
 
 fn listing() -> String {
     let mut out = format!(
         "# Generated: CULVERT_WRITE_ABI=1 cargo test -p agent-common --test abi\nversion {ABI_VERSION}\n"
     );
-    for (name, capacity) in MAPS {
-        writeln!(out, "map {name} capacity={capacity}").unwrap();
+    for MapSpec { name, key, value, capacity } in MAPS {
+        writeln!(out, "map {name} {key} -> {value} capacity={capacity}").unwrap();
     }
-    layout!(out, PodEntry, v4, v6, state, epoch);
-    layout!(out, Destination, addr, port, pad);
-    layout!(out, FlowKey, netns, addr, port, pad);
-    layout!(out, ProbeKey, src, dst, src_port, dst_port);
-    layout!(out, ListenerKey, netns, kind, pad);
-    layout!(out, NodeConfig, host_netns, ranges_complete, epoch);
-    layout!(out, SockState, start_ns, connect_us, leg);
-    layout!(out, FlowEvent, netns, bytes_sent, bytes_received, local, remote, local_port, remote_port);
-    layout!(out, FlowEvent, srtt_us, retransmits, connect_us, leg, pad);
+    for (name, size, fields) in TYPES {
+        writeln!(out, "{name} size={size}").unwrap();
+        for (field, offset, kind) in fields {
+            writeln!(out, "  {field}: {kind} @{offset}").unwrap();
+        }
+    }
     for (index, site) in SITES.iter().enumerate() {
         writeln!(out, "counter {index} {site}").unwrap();
     }
@@ -51,7 +54,7 @@ fn the_listing_of_the_abi_is_fresh() {
 
 #[test]
 fn map_names_fit_the_kernels_limit() {
-    for (name, capacity) in MAPS {
+    for MapSpec { name, capacity, .. } in MAPS {
         assert!(name.len() <= 15 && *capacity > 0, "{name}");
     }
 }

@@ -3,8 +3,8 @@
 use agent_common::{
     addr::{BePort, IpKey},
     event::{
-        COUNT_BLOCKED, COUNT_BYPASS, COUNT_CAPTURED, COUNT_NO_FAMILY, COUNT_ORIG_FULL, LEG_AGENT, LEG_BYPASS,
-        LEG_CAPTURED,
+        COUNT_BLOCKED, COUNT_BYPASS, COUNT_CAPTURED, COUNT_NO_FAMILY, COUNT_ORIG_FULL, COUNT_SOCKS_FULL,
+        LEG_AGENT, LEG_BYPASS, LEG_CAPTURED,
     },
     maps::{Destination, NodeConfig, PodEntry, SockState},
     verdict::{CAPTURE_PORT, Verdict, connect},
@@ -83,6 +83,7 @@ fn decide(addr: *mut bpf_sock_addr, pod: &PodEntry, dst: IpKey, port: BePort) ->
     let own = unsafe { OWN.get(&cookie).is_some() };
     let config = CONFIG.get(0).copied().unwrap_or(NodeConfig { host_netns: 0, ranges_complete: 0, epoch: 0 });
     let in_mesh = MESH.get(&Key::new(128, dst)).is_some();
+    let asked = Destination { addr: dst, port: port.host(), pad: 0 };
     match connect(pod, dst, own, config.ranges_complete == 1, in_mesh) {
         Verdict::Leave => {
             // A socket may connect again after a failure: what it asked for first counts no longer.
@@ -91,7 +92,7 @@ fn decide(addr: *mut bpf_sock_addr, pod: &PodEntry, dst: IpKey, port: BePort) ->
                 let _ = ORIG.remove(&cookie);
             }
             if own {
-                watch(cookie, LEG_AGENT);
+                watch(cookie, LEG_AGENT, asked);
             }
             Ok(None)
         }
@@ -99,16 +100,16 @@ fn decide(addr: *mut bpf_sock_addr, pod: &PodEntry, dst: IpKey, port: BePort) ->
             debug!(addr, "connect {:i} port {}: outside the mesh, left alone", dst.0, port.host());
             let _ = ORIG.remove(&cookie);
             count::add(COUNT_BYPASS);
-            watch(cookie, LEG_BYPASS);
+            watch(cookie, LEG_BYPASS, asked);
             Ok(None)
         }
         Verdict::Capture(target) => {
             debug!(addr, "connect {:i} port {}: to the agent", dst.0, port.host());
-            capture(cookie, dst, port, target, COUNT_CAPTURED)
+            capture(cookie, asked, target, COUNT_CAPTURED)
         }
         Verdict::Blocked(target) => {
             debug!(addr, "connect {:i} port {}: to the agent, the pod is not ready", dst.0, port.host());
-            capture(cookie, dst, port, target, COUNT_BLOCKED)
+            capture(cookie, asked, target, COUNT_BLOCKED)
         }
         Verdict::NoFamily => {
             debug!(addr, "connect {:i} port {}: refused, the pod has no such address", dst.0, port.host());
@@ -120,20 +121,22 @@ fn decide(addr: *mut bpf_sock_addr, pod: &PodEntry, dst: IpKey, port: BePort) ->
 
 /// Sends a connect to the agent's port and remembers where it was going.
 #[inline(always)]
-fn capture(cookie: u64, addr: IpKey, port: BePort, target: IpKey, site: u32) -> Result<Option<IpKey>, ()> {
-    if ORIG.insert(&cookie, &Destination { addr, port: port.host(), pad: 0 }, 0).is_err() {
+fn capture(cookie: u64, asked: Destination, target: IpKey, site: u32) -> Result<Option<IpKey>, ()> {
+    if ORIG.insert(&cookie, &asked, 0).is_err() {
         count::add(COUNT_ORIG_FULL);
         return Err(());
     }
     count::add(site);
-    watch(cookie, LEG_CAPTURED);
+    watch(cookie, LEG_CAPTURED, asked);
     Ok(Some(target))
 }
 
-/// Remembers a socket for its statistics; a full map costs only the sample.
+/// Remembers a socket for its statistics; a full map costs only those.
 #[inline(always)]
-fn watch(cookie: u64, leg: u32) {
+fn watch(cookie: u64, leg: u32, asked: Destination) {
     // SAFETY: helper call that the verifier checks.
     let start_ns = unsafe { bpf_ktime_get_ns() };
-    let _ = SOCKS.insert(&cookie, &SockState { start_ns, connect_us: 0, leg }, 0);
+    if SOCKS.insert(&cookie, &SockState { start_ns, connect_us: 0, leg, asked, pad: 0 }, 0).is_err() {
+        count::add(COUNT_SOCKS_FULL);
+    }
 }

@@ -3,8 +3,11 @@
 use agent_common::{
     OUTBOUND_PORT,
     addr::{BePort, IpKey},
-    event::{COUNT_EVENT_LOST, COUNT_FLOW_DST_FULL, COUNT_PROBES_FULL, FlowEvent, LEG_ACCEPTED},
-    maps::{FlowKey, ProbeKey, SockState},
+    event::{
+        COUNT_EVENT_LOST, COUNT_FLOW_DST_FULL, COUNT_PROBES_FULL, COUNT_SOCKS_FULL, FlowEvent, LEG_ACCEPTED,
+        LEG_CAPTURED,
+    },
+    maps::{Destination, FlowKey, ProbeKey, SockState},
 };
 use aya_ebpf::{
     helpers::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_ktime_get_ns},
@@ -130,8 +133,12 @@ fn accepted(ctx: &SockOpsContext) {
         }
         let _ = ctx.set_cb_flags(STATE_CB_FLAG);
         let cookie = bpf_get_socket_cookie(ctx.ops.cast());
-        let state = SockState { start_ns: bpf_ktime_get_ns(), connect_us: 0, leg: LEG_ACCEPTED };
-        let _ = SOCKS.insert(&cookie, &state, 0);
+        let asked = Destination { addr: IpKey::UNSPECIFIED, port: 0, pad: 0 };
+        let state =
+            SockState { start_ns: bpf_ktime_get_ns(), connect_us: 0, leg: LEG_ACCEPTED, asked, pad: 0 };
+        if SOCKS.insert(&cookie, &state, 0).is_err() {
+            count::add(COUNT_SOCKS_FULL);
+        }
     }
 }
 
@@ -173,6 +180,10 @@ fn report(ctx: &SockOpsContext, netns: u64, own: &Tuple, state: SockState) {
         count::add(COUNT_EVENT_LOST);
         return;
     };
+    let (remote, remote_port) = match state.leg {
+        LEG_CAPTURED => (state.asked.addr, state.asked.port),
+        _ => (own.remote, own.remote_port),
+    };
     // SAFETY: context reads that the verifier checks; srtt_us is kept eight times too large.
     let event = unsafe {
         FlowEvent {
@@ -180,9 +191,9 @@ fn report(ctx: &SockOpsContext, netns: u64, own: &Tuple, state: SockState) {
             bytes_sent: (*ctx.ops).bytes_acked,
             bytes_received: (*ctx.ops).bytes_received,
             local: own.local,
-            remote: own.remote,
+            remote,
             local_port: own.local_port,
-            remote_port: own.remote_port,
+            remote_port,
             srtt_us: (*ctx.ops).srtt_us >> 3,
             retransmits: (*ctx.ops).total_retrans,
             connect_us: state.connect_us,
@@ -201,5 +212,11 @@ pub fn released(ctx: &SockContext) -> i32 {
     let cookie = unsafe { bpf_get_socket_cookie(ctx.sock.cast()) };
     let _ = ORIG.remove(&cookie);
     let _ = OWN.remove(&cookie);
+    // A connect that failed before its first packet was never told to report its end. Any other socket
+    // that is closed by now has reported it, and one that is not will.
+    // SAFETY: a context read that the verifier checks.
+    if unsafe { (&raw const (*ctx.sock).state).read_volatile() } == TCP_CLOSE {
+        let _ = SOCKS.remove(&cookie);
+    }
     1
 }

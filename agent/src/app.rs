@@ -99,12 +99,14 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     };
     tokio::spawn(supervisor::run(Arc::new(means), ready.clone()));
     tokio::spawn(mesh_sync::run(bpf.clone(), store.subscribe(), config.mesh_cidrs.clone()));
-    tokio::spawn(kernel_events::run(
-        bpf.clone(),
-        kernel_events::Families::register(&metrics)?,
-        registry.clone(),
-        store.subscribe(),
-    ));
+    let watcher = kernel_events::Watcher {
+        bpf: bpf.clone(),
+        families: kernel_events::Families::register(&metrics)?,
+        registry: registry.clone(),
+        snapshots: store.subscribe(),
+        network: config.network.as_str().into(),
+    };
+    tokio::spawn(watcher.run());
 
     let _counting = match config.no_bpf_stats {
         true => None,
@@ -173,8 +175,8 @@ fn bpf_config(config: &Config) -> anyhow::Result<BpfConfig> {
         cgroup,
         bpffs: config.bpffs.clone(),
         host_netns: netns::cookie(&host).context("the node's network namespace cannot be entered")?,
+        capacities: config.map_capacity.iter().copied().collect(),
         debug: config.bpf_debug,
-        capacities: std::collections::HashMap::new(),
     })
 }
 

@@ -2,11 +2,13 @@
 //!
 //! Nothing here decides. Pins live under `<bpffs>/culvert/<node>/v<ABI>`; a new process adopts the
 //! maps, keeps links of the same object, and replaces those of another one: first attach, then
-//! remove the old, so that capture never has a gap and exactly one program per hook remains.
+//! remove the old, so that capture never has a gap and exactly one program per hook remains. Of
+//! another ABI version nothing is adopted: its pods are closed until they are enrolled anew.
 
 mod load;
 mod maps;
 mod stats;
+mod versions;
 
 use std::{
     io,
@@ -80,7 +82,8 @@ pub struct Pod {
 }
 
 impl Pod {
-    fn entry(&self) -> PodEntry {
+    /// The pod as the kernel's table holds it.
+    pub fn entry(&self) -> PodEntry {
         PodEntry {
             v4: self.v4.map_or(IpKey::UNSPECIFIED, |ip| IpKey::from_v4(ip.octets())),
             v6: self.v6.map_or(IpKey::UNSPECIFIED, |ip| IpKey(ip.octets())),

@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, net::SocketAddr, path::PathBuf};
 
+use agent_common::maps::{MAPS, MapSpec};
 use clap::Parser;
 use ipnet::IpNet;
 
@@ -94,6 +95,10 @@ pub struct Config {
     /// each connect. Off, the programs do not contain the code.
     #[arg(long, env = "CULVERT_BPF_DEBUG")]
     pub bpf_debug: bool,
+    /// Entries of a kernel table, `NAME=N`, when its default does not fit the node; repeatable. For tables
+    /// that are pinned already it counts after `--uninstall`.
+    #[arg(long, env = "CULVERT_MAP_CAPACITY", value_delimiter = ',', value_parser = map_capacity)]
+    pub map_capacity: Vec<(&'static str, u32)>,
     /// Ends capture of every pod of this node, removes programs and tables, and exits.
     #[arg(long)]
     pub uninstall: bool,
@@ -106,6 +111,20 @@ impl Config {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             count => count,
         }
+    }
+}
+
+/// Reads `NAME=N` with the name of a table whose size may be chosen.
+fn map_capacity(text: &str) -> Result<(&'static str, u32), String> {
+    let (name, entries) = text.split_once('=').ok_or("NAME=N is expected")?;
+    let sized = |spec: &&MapSpec| !["CONFIG", "COUNTERS"].contains(&spec.name);
+    let known = || MAPS.iter().filter(sized).map(|spec| spec.name);
+    let name = known()
+        .find(|known| *known == name)
+        .ok_or_else(|| format!("no table {name}; there are {}", known().collect::<Vec<_>>().join(", ")))?;
+    match entries.parse() {
+        Ok(entries) if entries > 0 => Ok((name, entries)),
+        _ => Err(format!("{entries} is no number of entries")),
     }
 }
 
@@ -123,5 +142,16 @@ mod tests {
         assert!(config.worker_count() >= 1);
         assert!(Config::try_parse_from(["culvert-agent", "--node", "n"]).is_err());
         assert!(Config::try_parse_from(["culvert-agent", "--node", "n", "--uninstall"]).is_ok());
+    }
+
+    #[test]
+    fn the_capacity_of_a_table_is_named_and_positive() {
+        assert_eq!(map_capacity("ORIG=2"), Ok(("ORIG", 2)));
+        assert!(map_capacity("EVENTS=4096").is_ok());
+        for wrong in ["ORIG", "ORIG=0", "ORIG=-1", "ORIG=many", "COUNTERS=1"] {
+            assert!(map_capacity(wrong).is_err(), "{wrong}");
+        }
+        let unknown = map_capacity("NOWHERE=1").unwrap_err();
+        assert!(unknown.contains("NOWHERE") && unknown.contains("FLOW_DST"), "{unknown}");
     }
 }

@@ -9,22 +9,18 @@ use mesh_core::{
 };
 use tokio::sync::watch;
 
-use crate::bpf::Bpf;
+use crate::bpf::{Bpf, BpfError};
 
 /// Changes within this time are projected together.
 const COALESCE: Duration = Duration::from_millis(50);
 
 /// Follows the snapshots until their sender is gone.
 pub async fn run(bpf: Arc<Bpf>, mut snapshots: watch::Receiver<Arc<Snapshot>>, configured: Vec<IpNet>) {
-    let mut held = MeshRanges::default();
+    let mut table = Table::default();
     loop {
         let snapshot = snapshots.borrow_and_update().clone();
-        let wanted = mesh_ranges(&snapshot, &configured);
-        match sync(&bpf, &held, &wanted) {
-            Ok(()) => held = wanted,
-            Err(error) => {
-                tracing::error!(%error, "mesh ranges are not in the kernel; nothing bypasses the agent")
-            }
+        if let Err(error) = table.make(&bpf, mesh_ranges(&snapshot, &configured)) {
+            tracing::error!(%error, "mesh ranges are not in the kernel; nothing bypasses the agent");
         }
         if snapshots.changed().await.is_err() {
             return;
@@ -33,13 +29,41 @@ pub async fn run(bpf: Arc<Bpf>, mut snapshots: watch::Receiver<Arc<Snapshot>>, c
     }
 }
 
-fn sync(bpf: &Bpf, held: &MeshRanges, wanted: &MeshRanges) -> Result<(), crate::bpf::BpfError> {
-    if held.ranges == wanted.ranges && held.complete == wanted.complete {
-        return Ok(());
+/// What is known of the kernel's table: nothing at first, because an earlier agent may have filled it, and
+/// after a failure, which may have changed a part of it.
+#[derive(Debug, Default)]
+pub struct Table(Option<MeshRanges>);
+
+impl Table {
+    /// Makes the kernel's table equal to what is wanted. Bypass is on only while both are known to be.
+    ///
+    /// # Errors
+    /// The table is full or cannot be read; nothing bypasses the agent then.
+    pub fn make(&mut self, bpf: &Bpf, wanted: MeshRanges) -> Result<(), BpfError> {
+        let held = match self.0.take() {
+            Some(held) if held.ranges == wanted.ranges && held.complete == wanted.complete => {
+                self.0 = Some(held);
+                return Ok(());
+            }
+            Some(held) => held.ranges,
+            None => pinned(bpf)?,
+        };
+        let (add, remove) = difference(&held, &wanted.ranges);
+        // The epoch wraps: it only has to differ from the one before.
+        bpf.maps.sync_mesh(&add, &remove, wanted.complete, wanted.epoch as u32)?;
+        self.0 = Some(wanted);
+        Ok(())
     }
-    let (add, remove) = difference(&held.ranges, &wanted.ranges);
-    // The epoch wraps: it only has to differ from the one before.
-    bpf.maps.sync_mesh(&add, &remove, wanted.complete, wanted.epoch as u32)
+}
+
+/// The ranges that an earlier agent left in the kernel. Bypass is off from here on.
+fn pinned(bpf: &Bpf) -> Result<Vec<IpNet>, BpfError> {
+    bpf.maps.sync_mesh(&[], &[], false, 0)?;
+    let ranges = bpf.maps.mesh()?;
+    let mut held: Vec<IpNet> =
+        ranges.into_iter().filter_map(|(ip, length)| IpNet::new(ip, length).ok()).collect();
+    held.sort();
+    Ok(held)
 }
 
 type Range = (IpAddr, u8);

@@ -66,6 +66,9 @@ async fn open(worker: &Rc<Worker>, flow: &FlowGuard, tcp: &TcpStream) -> Result<
     let decision = |snapshot: &_| outbound::plan(snapshot, &facts, &mut worker.entropy(), &*worker.load);
     let plan = worker.decide(decision).await.map_err(at(Stage::Plan))?;
     note(flow, &plan);
+    if let Some(endpoint) = &plan.destination {
+        let _ = flow.load.set(worker.load.enter(&endpoint.uid));
+    }
     match &plan.transport {
         Transport::Plain(hop) => plain(worker, flow, hop).await.map(Upstream::Plain),
         Transport::Tunnel(tunnel) => through(worker, flow, &plan, tunnel).await.map(Upstream::Tunnel),
@@ -145,10 +148,7 @@ async fn through(
         Client::handshake(tcp, address, &connector).await
     };
     let stream = worker.pool.open(key, &tunnel.authority, head, dial).await?;
-    // The handshake accepted one of the expected identities; with one, it is that.
-    if let [identity] = &tunnel.expected[..] {
-        flow.ends.borrow_mut().destination_identity = Some(identity.clone());
-    }
+    flow.ends.borrow_mut().destination_identity.clone_from(&stream.peer);
     Ok(stream)
 }
 

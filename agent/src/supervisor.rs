@@ -6,6 +6,7 @@ mod tests;
 
 use std::{
     collections::{HashMap, HashSet},
+    fs::File,
     sync::Arc,
 };
 
@@ -21,8 +22,9 @@ use tokio::sync::{mpsc, watch};
 
 use crate::{
     bpf::Pod,
+    netns,
     pods::{PodEvent, PodInfo, PodSource},
-    redirect::{AnyRedirector, Target},
+    redirect::AnyRedirector,
     registry::Registry,
     serve,
 };
@@ -154,18 +156,21 @@ impl Supervisor {
         self.running.insert(info.uid.clone(), Running { info, events });
     }
 
-    /// The kernel's entry of a pod, found by its address. One of another network namespace is that of a
-    /// pod before it; when the namespace cannot be told, the pod counts as captured.
+    /// The kernel's entry of a pod: that of its network namespace, whatever its addresses, for what an agent
+    /// of another version left has none here, and one with its address and another namespace is that of a
+    /// pod before it. When the namespace cannot be told, the address decides: it counts as captured.
     fn take_captured(&mut self, info: &PodInfo) -> Option<Pod> {
-        let owns = |pod: &Pod| {
+        if self.captured.is_empty() {
+            return None;
+        }
+        let owns = |pod: &&Pod| {
             let v4 = pod.v4.map(std::net::IpAddr::from);
             let v6 = pod.v6.map(std::net::IpAddr::from);
             info.addresses.iter().any(|ip| Some(*ip) == v4 || Some(*ip) == v6)
         };
-        let entry = self.captured.values().find(|pod| owns(pod))?.netns;
-        let path = info.netns.as_deref();
-        let own = path.and_then(|path| Target::open(path, &info.addresses).ok()).map(|target| target.cookie);
-        let cookie = own.unwrap_or(entry);
+        let namespace = info.netns.as_ref().and_then(|path| File::open(path).ok());
+        let own = namespace.and_then(|file| netns::cookie(&file).ok());
+        let cookie = own.or_else(|| self.captured.values().find(owns).map(|pod| pod.netns))?;
         self.captured.remove(&cookie)
     }
 

@@ -72,8 +72,12 @@ pub enum ConnectVerdict {
     Untouched,
     /// Left alone, counted.
     Bypass,
-    /// Sent to the agent's outbound listener (where a blocked pod is refused).
+    /// Sent to the agent's outbound listener.
     ToAgent,
+    /// Sent there although the pod is not ready: it is refused or waits.
+    Blocked,
+    /// Refused: the pod has no address of that family at which the agent could listen.
+    NoFamily,
 }
 
 /// The facts of a connection attempt.
@@ -92,15 +96,18 @@ pub struct ConnectFacts<'a> {
 /// The reference that kernel verdicts are compared with.
 pub fn connect(facts: &ConnectFacts<'_>, ranges: &MeshRanges) -> ConnectVerdict {
     let destination = facts.destination.to_canonical();
-    if facts.capture == Capture::None
-        || facts.by_agent
-        || destination.is_loopback()
-        || facts.own.contains(&destination)
-    {
+    // Linux connects to the unspecified address of either family as to loopback.
+    let inside =
+        destination.is_loopback() || destination.is_unspecified() || facts.own.contains(&destination);
+    if facts.capture == Capture::None || facts.by_agent || inside {
         return ConnectVerdict::Untouched;
     }
-    match facts.capture == Capture::Active && ranges.complete && !ranges.contains(destination) {
-        true => ConnectVerdict::Bypass,
-        false => ConnectVerdict::ToAgent,
+    if !facts.own.iter().any(|own| own.is_ipv4() == destination.is_ipv4()) {
+        return ConnectVerdict::NoFamily;
+    }
+    match facts.capture {
+        Capture::Active if ranges.complete && !ranges.contains(destination) => ConnectVerdict::Bypass,
+        Capture::Active => ConnectVerdict::ToAgent,
+        Capture::None | Capture::Blocked => ConnectVerdict::Blocked,
     }
 }

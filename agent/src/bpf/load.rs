@@ -4,7 +4,6 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     hash::{DefaultHasher, Hash, Hasher},
-    io,
     os::fd::AsFd,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -21,7 +20,11 @@ use aya::{
 
 use aya_log::{EbpfLogger, Level};
 
-use super::{BpfError, OBJECT, maps::Maps};
+use super::{
+    BpfError, OBJECT,
+    maps::Maps,
+    versions::{self, list, pod_link, pod_of, remove_pin},
+};
 
 /// How the kernel side is set up.
 #[derive(Debug, Clone)]
@@ -86,8 +89,10 @@ impl Bpf {
         bpf.maps.set_host_netns(config.host_netns)?;
         let cgroup = File::open(&config.cgroup)
             .map_err(|source| BpfError::Cgroup { path: config.cgroup.clone(), source })?;
+        versions::close_pods(&bpf.pins, &bpf.maps)?;
         bpf.attach_node(&mut object, &cgroup)?;
         bpf.remove_other_links()?;
+        versions::forget_tables(&bpf.pins)?;
         Ok(bpf)
     }
 
@@ -176,12 +181,14 @@ impl Bpf {
         self.other_link_dirs()?.iter().try_for_each(|dir| remove_pin(&dir.join(&name)))
     }
 
-    /// Takes every program of this node out of the kernel and forgets its tables (uninstall).
+    /// Takes every program of this node out of the kernel and forgets its tables, those of other versions
+    /// too (uninstall).
     ///
     /// # Errors
     /// The pins cannot be removed.
     pub fn remove_all(self) -> Result<(), BpfError> {
-        fs::remove_dir_all(&self.pins).map_err(|source| BpfError::Pins { path: self.pins.clone(), source })
+        let node = self.pins.parent().unwrap_or(&self.pins).to_path_buf();
+        fs::remove_dir_all(&node).map_err(|source| BpfError::Pins { path: node, source })
     }
 
     fn is_pinned(&self, name: &str) -> bool {
@@ -197,8 +204,8 @@ impl Bpf {
     /// Links of pods stay until [`Bpf::attach_pod`] replaces each or [`Bpf::detach_pod`] removes it.
     fn remove_other_links(&self) -> Result<(), BpfError> {
         for dir in self.other_link_dirs()? {
-            for name in CONNECT.into_iter().chain([SOCKETS, RELEASE]) {
-                remove_pin(&dir.join(name))?;
+            for link in list(&dir)?.iter().filter(|link| pod_of(link).is_none()) {
+                remove_pin(link)?;
             }
             // A folder that still holds links of pods is not empty, and stays.
             fs::remove_dir(&dir).ok();
@@ -206,37 +213,18 @@ impl Bpf {
         Ok(())
     }
 
-    /// Folders with links of other objects.
+    /// Folders with links of other objects, of this version and of others.
     fn other_link_dirs(&self) -> Result<Vec<PathBuf>, BpfError> {
-        let path = self.pins.join("links");
-        let read = || -> io::Result<Vec<PathBuf>> {
-            fs::read_dir(&path)?.map(|entry| entry.map(|entry| entry.path())).collect()
-        };
-        let mut dirs = read().map_err(|source| BpfError::Pins { path: path.clone(), source })?;
+        let mut dirs = list(&self.pins.join("links"))?;
         dirs.retain(|dir| *dir != self.link_dir());
+        dirs.extend(versions::other_links(&self.pins)?);
         Ok(dirs)
     }
 
     /// Pins of the links of this object: what runs now.
     pub(super) fn pinned_links(&self) -> Result<Vec<PathBuf>, BpfError> {
-        let path = self.link_dir();
-        fs::read_dir(&path)
-            .and_then(|entries| entries.map(|entry| entry.map(|entry| entry.path())).collect())
-            .map_err(|source| BpfError::Pins { path, source })
+        list(&self.link_dir())
     }
-}
-
-fn remove_pin(path: &Path) -> Result<(), BpfError> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(BpfError::Pins { path: path.to_path_buf(), source })
-        }
-        _ => Ok(()),
-    }
-}
-
-fn pod_link(cookie: u64) -> String {
-    format!("pod_{cookie}")
 }
 
 /// Identifies the object whose links are pinned; not a security boundary (root owns the folder). With

@@ -1,5 +1,7 @@
 //! The kernel tables: one struct owns every handle, and map names appear nowhere else.
 
+mod dump;
+
 use std::{
     net::SocketAddr,
     os::fd::AsRawFd,
@@ -9,7 +11,10 @@ use std::{
 use agent_common::{
     addr::IpKey,
     event::{FlowEvent, SITES},
-    maps::{Destination, FlowKey, LISTENER_HBONE, LISTENER_PLAINTEXT, ListenerKey, NodeConfig, PodEntry},
+    maps::{
+        Destination, FlowKey, LISTENER_HBONE, LISTENER_PLAINTEXT, ListenerKey, NodeConfig, PodEntry,
+        ProbeKey, SockState,
+    },
 };
 use aya::{
     Ebpf,
@@ -19,7 +24,7 @@ use aya::{
     },
 };
 
-use super::{BpfError, MapFill, Pod, key_of, socket_addr};
+use super::{BpfError, MapFill, Pod, ip_of, key_of, socket_addr};
 
 /// Handles of the tables. Each one's lock is a leaf, held for one system call.
 #[derive(Default)]
@@ -34,6 +39,8 @@ struct Inner {
     orig: Mutex<HashMap<MapData, u64, Destination>>,
     flow_dst: Mutex<HashMap<MapData, FlowKey, Destination>>,
     own: Mutex<HashMap<MapData, u64, u32>>,
+    probes: Mutex<HashMap<MapData, ProbeKey, u32>>,
+    socks: Mutex<HashMap<MapData, u64, SockState>>,
     listeners: Mutex<SockHash<MapData, ListenerKey>>,
     config: Mutex<Array<MapData, NodeConfig>>,
     counters: PerCpuArray<MapData, u64>,
@@ -54,6 +61,15 @@ macro_rules! take {
     };
 }
 
+/// Counts a table's entries; those that come and go meanwhile cannot make it count for ever.
+macro_rules! fill {
+    ($inner:expr, $table:ident, $name:literal) => {{
+        let table = lock(&$inner.$table);
+        let capacity = table.map().info().map_err(at($name))?.max_entries();
+        MapFill { map: $name, entries: table.keys().take(capacity as usize).count(), capacity }
+    }};
+}
+
 impl Maps {
     pub(super) fn default_closed() -> Self {
         Self::default()
@@ -67,6 +83,8 @@ impl Maps {
             orig: Mutex::new(take!(object, "ORIG")),
             flow_dst: Mutex::new(take!(object, "FLOW_DST")),
             own: Mutex::new(take!(object, "OWN")),
+            probes: Mutex::new(take!(object, "PROBES")),
+            socks: Mutex::new(take!(object, "SOCKS")),
             listeners: Mutex::new(take!(object, "LISTENERS")),
             config: Mutex::new(take!(object, "CONFIG")),
             counters: take!(object, "COUNTERS"),
@@ -82,13 +100,22 @@ impl Maps {
     /// Puts a pod into the kernel or changes its state. Its addresses go first: add referents, then the reference.
     ///
     /// # Errors
-    /// A table is full; the pod is then not captured by halves: its entry is written last.
+    /// A table is full; a pod that was not there before is then not there by halves.
     pub fn set_pod(&self, pod: &Pod) -> Result<(), BpfError> {
         let inner = self.inner()?;
-        for key in pod.addresses() {
-            lock(&inner.pod_ips).insert(key, pod.netns, 0).map_err(at("POD_IPS"))?;
-        }
-        lock(&inner.pods).insert(pod.netns, pod.entry(), 0).map_err(at("PODS"))
+        let put = || {
+            for key in pod.addresses() {
+                lock(&inner.pod_ips).insert(key, pod.netns, 0).map_err(at("POD_IPS"))?;
+            }
+            lock(&inner.pods).insert(pod.netns, pod.entry(), 0).map_err(at("PODS"))
+        };
+        let was_there = lock(&inner.pods).get(&pod.netns, 0).is_ok();
+        put().inspect_err(|_| {
+            if !was_there {
+                // The table that was full is the error to tell.
+                let _ = self.forget_addresses(pod);
+            }
+        })
     }
 
     /// Forgets a pod. Addresses that belong to a newer pod by now are kept.
@@ -98,15 +125,20 @@ impl Maps {
     pub fn remove_pod(&self, pod: &Pod) -> Result<(), BpfError> {
         let inner = self.inner()?;
         ignore_missing(lock(&inner.pods).remove(&pod.netns)).map_err(at("PODS"))?;
-        for key in pod.addresses() {
-            let mut ips = lock(&inner.pod_ips);
-            if ips.get(&key, 0).is_ok_and(|owner| owner == pod.netns) {
-                ignore_missing(ips.remove(&key)).map_err(at("POD_IPS"))?;
-            }
-        }
+        self.forget_addresses(pod)?;
         for kind in [LISTENER_HBONE, LISTENER_PLAINTEXT] {
             let key = ListenerKey { netns: pod.netns, kind, pad: 0 };
             ignore_missing(lock(&inner.listeners).remove(&key)).map_err(at("LISTENERS"))?;
+        }
+        Ok(())
+    }
+
+    fn forget_addresses(&self, pod: &Pod) -> Result<(), BpfError> {
+        let mut ips = lock(&self.inner()?.pod_ips);
+        for key in pod.addresses() {
+            if ips.get(&key, 0).is_ok_and(|owner| owner == pod.netns) {
+                ignore_missing(ips.remove(&key)).map_err(at("POD_IPS"))?;
+            }
         }
         Ok(())
     }
@@ -166,8 +198,8 @@ impl Maps {
         }
     }
 
-    /// Adds and removes ranges of the mesh, additions first, and says whether they are complete.
-    /// Bypass is off while they are not.
+    /// Removes and adds ranges of the mesh, and says whether they are complete. Bypass is off while they
+    /// are not, so also while this goes on; removals first, for a table that is nearly full.
     ///
     /// # Errors
     /// The table is full; bypass is off then.
@@ -180,16 +212,34 @@ impl Maps {
     ) -> Result<(), BpfError> {
         let inner = self.inner()?;
         self.configure(|config| config.ranges_complete = 0)?;
-        for (ip, length) in add {
-            lock(&inner.mesh).insert(&range_key(*ip, *length), epoch, 0).map_err(at("MESH"))?;
-        }
         for (ip, length) in remove {
             ignore_missing(lock(&inner.mesh).remove(&range_key(*ip, *length))).map_err(at("MESH"))?;
+        }
+        for (ip, length) in add {
+            lock(&inner.mesh).insert(&range_key(*ip, *length), epoch, 0).map_err(at("MESH"))?;
         }
         self.configure(|config| {
             config.ranges_complete = u32::from(complete);
             config.epoch = epoch;
         })
+    }
+
+    /// The ranges that the kernel holds now.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub fn mesh(&self) -> Result<Vec<(std::net::IpAddr, u8)>, BpfError> {
+        let mesh = lock(&self.inner()?.mesh);
+        mesh.keys().map(|key| key.map(range_of).map_err(at("MESH"))).collect()
+    }
+
+    /// Whether a destination outside the ranges is left alone.
+    ///
+    /// # Errors
+    /// The table cannot be read.
+    pub fn bypasses(&self) -> Result<bool, BpfError> {
+        let config = lock(&self.inner()?.config).get(&0, 0).map_err(at("CONFIG"))?;
+        Ok(config.ranges_complete == 1)
     }
 
     pub(super) fn set_host_netns(&self, cookie: u64) -> Result<(), BpfError> {
@@ -216,17 +266,14 @@ impl Maps {
         SITES.iter().enumerate().map(read).collect()
     }
 
-    /// Entries in the tables that hold per-socket state: (remembered destinations, unclaimed flows, own sockets).
+    /// Entries in the tables that hold per-socket state, all together: 0 when no socket is open.
     ///
     /// # Errors
     /// A table cannot be read.
-    pub fn socket_entries(&self) -> Result<(usize, usize, usize), BpfError> {
-        let inner = self.inner()?;
-        Ok((
-            lock(&inner.orig).keys().count(),
-            lock(&inner.flow_dst).keys().count(),
-            lock(&inner.own).keys().count(),
-        ))
+    pub fn socket_entries(&self) -> Result<usize, BpfError> {
+        let per_socket = ["ORIG", "FLOW_DST", "OWN", "PROBES", "SOCKS"];
+        let fill = self.fill()?;
+        Ok(fill.iter().filter(|table| per_socket.contains(&table.map)).map(|table| table.entries).sum())
     }
 
     /// How full the tables are; walks their keys, so not for a hot path.
@@ -236,11 +283,15 @@ impl Maps {
     pub fn fill(&self) -> Result<Vec<MapFill>, BpfError> {
         let inner = self.inner()?;
         Ok(vec![
-            fill("PODS", &*lock(&inner.pods))?,
-            fill("POD_IPS", &*lock(&inner.pod_ips))?,
-            fill("ORIG", &*lock(&inner.orig))?,
-            fill("FLOW_DST", &*lock(&inner.flow_dst))?,
-            fill("OWN", &*lock(&inner.own))?,
+            fill!(inner, pods, "PODS"),
+            fill!(inner, pod_ips, "POD_IPS"),
+            fill!(inner, mesh, "MESH"),
+            fill!(inner, orig, "ORIG"),
+            fill!(inner, flow_dst, "FLOW_DST"),
+            fill!(inner, own, "OWN"),
+            fill!(inner, probes, "PROBES"),
+            fill!(inner, socks, "SOCKS"),
+            fill!(inner, listeners, "LISTENERS"),
         ])
     }
 
@@ -261,17 +312,14 @@ impl Maps {
     }
 }
 
-fn fill<K: aya::Pod, V: aya::Pod>(
-    map: &'static str,
-    table: &HashMap<MapData, K, V>,
-) -> Result<MapFill, BpfError> {
-    let capacity = table.map().info().map_err(at(map))?.max_entries();
-    Ok(MapFill { map, entries: table.keys().count(), capacity })
-}
-
 fn range_key(ip: std::net::IpAddr, length: u8) -> Key<IpKey> {
     let mapped = if ip.is_ipv4() { 96 } else { 0 };
     Key::new(u32::from(length) + mapped, key_of(ip))
+}
+
+fn range_of(key: Key<IpKey>) -> (std::net::IpAddr, u8) {
+    let (ip, length) = (ip_of(key.data()), key.prefix_len() as u8);
+    (ip, if ip.is_ipv4() { length.saturating_sub(96) } else { length })
 }
 
 fn at(map: &'static str) -> impl Fn(MapError) -> BpfError {

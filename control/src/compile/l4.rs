@@ -75,7 +75,9 @@ fn has_l7(rule: &L7Rule) -> bool {
             .iter()
             .any(|l| !l.is_empty())
     };
-    rule.to.iter().any(operation) || rule.when.iter().any(|w| matches!(w.key, ConditionKey::Header(_)))
+    let source = |s: &L7Source| !s.remote_ip_blocks.is_empty() || !s.not_remote_ip_blocks.is_empty();
+    let key = |w: &L7Condition| matches!(w.key, ConditionKey::Header(_) | ConditionKey::RemoteIp);
+    rule.to.iter().any(operation) || rule.from.iter().any(source) || rule.when.iter().any(key)
 }
 
 /// One clause for all operations, one for all sources, one per condition. A clause in which some
@@ -125,7 +127,7 @@ fn condition(w: &L7Condition) -> L4Match {
     let (yes, no) = (&w.values, &w.not_values);
     let mut m = L4Match::default();
     match &w.key {
-        ConditionKey::Header(_) => {}
+        ConditionKey::Header(_) | ConditionKey::RemoteIp => {}
         ConditionKey::SourceIp => (m.source_ips, m.not_source_ips) = (nets(yes), nets(no)),
         ConditionKey::DestinationIp => (m.destination_ips, m.not_destination_ips) = (nets(yes), nets(no)),
         ConditionKey::SourceNamespace => (m.namespaces, m.not_namespaces) = (yes.clone(), no.clone()),

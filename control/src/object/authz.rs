@@ -179,6 +179,8 @@ fn source(s: &Reader<'_>, namespace: &str) -> L7Source {
         "notServiceAccounts",
         "ipBlocks",
         "notIpBlocks",
+        "remoteIpBlocks",
+        "notRemoteIpBlocks",
     ]);
     let accounts = |name: &str| {
         let split = |text: Arc<str>| match text.split_once('/') {
@@ -196,6 +198,8 @@ fn source(s: &Reader<'_>, namespace: &str) -> L7Source {
         not_service_accounts: accounts("notServiceAccounts"),
         ip_blocks: blocks(s, "ipBlocks"),
         not_ip_blocks: blocks(s, "notIpBlocks"),
+        remote_ip_blocks: blocks(s, "remoteIpBlocks"),
+        not_remote_ip_blocks: blocks(s, "notRemoteIpBlocks"),
     }
 }
 
@@ -262,7 +266,9 @@ fn condition(w: &Reader<'_>) -> Option<L7Condition> {
 fn check_value(item: &Reader<'_>, key: &ConditionKey) {
     let Some(text) = item.raw().as_str().filter(|text| !text.is_empty()) else { return };
     match key {
-        ConditionKey::SourceIp | ConditionKey::DestinationIp if cidr(text).is_none() => {
+        ConditionKey::SourceIp | ConditionKey::RemoteIp | ConditionKey::DestinationIp
+            if cidr(text).is_none() =>
+        {
             let reason = format!("{text:?} is no address or CIDR");
             item.error("bad-cidr", reason, "write it like 10.0.0.0/8");
         }

@@ -96,6 +96,8 @@ fn source_matches(source: &L7Source, facts: &RequestFacts<'_>) -> bool {
         && text(&source.namespaces, &source.not_namespaces, client.namespace)
         && both(&source.service_accounts, &source.not_service_accounts, account)
         && both(&source.ip_blocks, &source.not_ip_blocks, |block| block.contains(&client.ip))
+        // Nobody in front of a waypoint is trusted to say who asks: the request's address is the connection's.
+        && both(&source.remote_ip_blocks, &source.not_remote_ip_blocks, |block| block.contains(&client.ip))
 }
 
 fn is_tcp(facts: &RequestFacts<'_>) -> bool {
@@ -169,7 +171,9 @@ fn condition_matches(condition: &L7Condition, facts: &RequestFacts<'_>) -> bool 
         }
         ConditionKey::SourceNamespace => text(values, not_values, facts.client.namespace),
         ConditionKey::SourcePrincipal => text(values, not_values, facts.client.principal),
-        ConditionKey::SourceIp => both(values, not_values, |m| in_block(m, Some(facts.client.ip))),
+        ConditionKey::SourceIp | ConditionKey::RemoteIp => {
+            both(values, not_values, |m| in_block(m, Some(facts.client.ip)))
+        }
         ConditionKey::DestinationIp => both(values, not_values, |m| in_block(m, facts.destination_ip)),
         ConditionKey::DestinationPort => {
             let port = facts.port.to_string();

@@ -32,6 +32,37 @@ fn nothing_is_proven_outside_without_configured_ranges_or_a_complete_snapshot() 
     assert!(!mesh_ranges(&Snapshot::new(), &cluster()).complete);
 }
 
+#[test]
+fn a_connect_inside_the_pod_is_untouched_and_one_without_an_address_of_its_family_is_refused() {
+    let own = [IpAddr::from([10, 0, 0, 1])];
+    let ranges = mesh_ranges(&snapshot(), &cluster());
+    let cases = [
+        ("127.0.0.9", ConnectVerdict::Untouched),
+        ("0.0.0.0", ConnectVerdict::Untouched),
+        ("::", ConnectVerdict::Untouched),
+        ("::1", ConnectVerdict::Untouched),
+        ("::ffff:10.0.0.1", ConnectVerdict::Untouched),
+        ("10.0.0.2", ConnectVerdict::Blocked),
+        ("::ffff:8.8.8.8", ConnectVerdict::Blocked),
+        ("2001:db8::1", ConnectVerdict::NoFamily),
+    ];
+    for (destination, blocked) in cases {
+        let facts = |capture| ConnectFacts {
+            capture,
+            own: &own,
+            by_agent: false,
+            destination: destination.parse().unwrap(),
+        };
+        assert_eq!(connect(&facts(Capture::Blocked), &ranges), blocked, "{destination}");
+        let active = match (blocked, destination) {
+            (ConnectVerdict::Blocked, "10.0.0.2") => ConnectVerdict::ToAgent,
+            (ConnectVerdict::Blocked, _) => ConnectVerdict::Bypass,
+            (same, _) => same,
+        };
+        assert_eq!(connect(&facts(Capture::Active), &ranges), active, "{destination}");
+    }
+}
+
 proptest! {
     /// Bypass never touches an address of the mesh, a blocked pod, or an incomplete view.
     #[test]

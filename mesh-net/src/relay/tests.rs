@@ -15,6 +15,11 @@ async fn pair() -> (TcpStream, TcpStream) {
     (near.unwrap(), far.unwrap().0)
 }
 
+/// Makes closing send a RST.
+fn abort(tcp: &TcpStream) {
+    SockRef::from(tcp).set_linger(Some(Duration::ZERO)).unwrap();
+}
+
 /// client app ⇄ tunnel ⇄ server app: the two applications' sockets.
 async fn path() -> (TcpStream, TcpStream, Rc<Counters>) {
     let (server_app, server_side) = pair().await;
@@ -196,6 +201,67 @@ async fn a_client_that_resets_while_its_tunnel_is_full_ends_the_flow() {
         let mut rest = Vec::new();
         let error = server.read_to_end(&mut rest).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    };
+    LocalSet::new().run_until(work).await;
+}
+
+/// A read that fails with a reset; anything that looks like an end of data is a failure of the test.
+async fn was_reset(app: &mut TcpStream) {
+    let read = app.read(&mut [0]).await;
+    assert_eq!(read.map_err(|error| error.kind()), Err(io::ErrorKind::ConnectionReset));
+}
+
+#[tokio::test]
+async fn a_plain_flow_that_is_told_to_end_is_reset_on_both_sides() {
+    let ((mut client, near), (mut server, far)) = (pair().await, pair().await);
+    let counters = Counters::default();
+    let flow = plain(near, far, &counters);
+    let said = async {
+        client.write_all(b"x").await.unwrap();
+        server.read_exact(&mut [0]).await.unwrap();
+    };
+    tokio::select! {
+        _ = flow => panic!("neither side has ended"),
+        () = said => {}
+    }
+    was_reset(&mut client).await;
+    was_reset(&mut server).await;
+}
+
+#[tokio::test]
+async fn a_tunnel_that_is_told_to_end_is_reset_at_both_applications() {
+    let work = async {
+        let (server_app, server_side) = pair().await;
+        let side = Rc::new(Cell::new(Some(server_side)));
+        let end = Rc::new(tokio::sync::Notify::new());
+        let told = end.clone();
+        let fixture = Fixture::new(move |connect: Connect| {
+            let (side, told) = (side.clone(), told.clone());
+            async move {
+                let (stream, tcp) = (connect.accept(None).unwrap(), side.take().unwrap());
+                let counters = Counters::default();
+                let flow = tunnel(tcp, stream, &counters, Reason::UpstreamReset, Reason::ClientReset);
+                tokio::select! {
+                    _ = flow => {}
+                    () = told.notified() => {}
+                }
+            }
+        })
+        .await;
+        let (mut client_app, client_side) = pair().await;
+        let mut server_app = server_app;
+        let client = fixture.dial().await.unwrap();
+        let stream = client.open(&"10.0.0.1:80".parse().unwrap(), Head::default()).await.unwrap();
+        let flow = spawn_local(async move {
+            let counters = Counters::default();
+            tunnel(client_side, stream, &counters, Reason::ClientReset, Reason::UpstreamReset).await
+        });
+        client_app.write_all(b"x").await.unwrap();
+        server_app.read_exact(&mut [0]).await.unwrap();
+        end.notify_one();
+        was_reset(&mut server_app).await;
+        was_reset(&mut client_app).await;
+        assert_eq!(flow.await.unwrap().unwrap_err().reason, Reason::UpstreamReset);
     };
     LocalSet::new().run_until(work).await;
 }
