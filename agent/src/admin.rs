@@ -129,6 +129,8 @@ impl View {
                 "workloads": snapshot.workload_count(),
                 "services": snapshot.services().count(),
                 "policies": snapshot.policies().count(),
+                // All of it can be hundreds of megabytes: who wants it asks for it.
+                "objects": "/debug/snapshot",
             },
             "control": {
                 "connected": xds.connected,
@@ -199,6 +201,7 @@ fn kernel(bpf: &Bpf) -> Result<Value, BpfError> {
     Ok(json!({
         "pods": bpf.maps.pods()?,
         "tables": bpf.maps.fill()?,
+        "entries": bpf.maps.dump()?,
         "counters": counters,
         "programs": bpf.program_stats()?,
     }))

@@ -31,6 +31,9 @@ use crate::{
     supervisor::{self, Means},
 };
 
+/// Longest time that writing the last good configuration may take when the agent stops.
+const LAST_WRITE: Duration = Duration::from_secs(10);
+
 /// Runs the agent until it is told to stop and has drained.
 ///
 /// # Errors
@@ -57,7 +60,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let (store, versions) = last_good(&cache);
     // A world from disk is enough to be ready.
     let awaited = if store.current().is_complete() { Ready::new() } else { ready.clone() };
-    tokio::spawn(cache.keep(store.clone(), cancel.clone()));
+    let kept = tokio::spawn(cache.keep(store.clone(), cancel.clone()));
     let (status, xds_status) = watch::channel(XdsStatus::default());
     tokio::spawn(xds::run(
         xds_config(&config, endpoint.clone()),
@@ -71,6 +74,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let signer = IstioCa { endpoint, validity_seconds: config.certificate_seconds, impersonate: true };
     let manager = Arc::new(CertificateManager::new(signer, ManagerConfig::default()));
     let certificates = manager.clone();
+    tokio::spawn(hurry(manager.clone(), xds_status.clone()));
 
     let redirector = Arc::new(Ebpf(bpf.clone()));
     let shared = Shared {
@@ -78,6 +82,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         snapshots: store.subscribe(),
         families,
         max_flows: config.max_connections,
+        max_tunnels: config.max_tunnels,
         stop: stop.clone(),
     };
     let workers = serve::start(config.worker_count(), &shared)?;
@@ -90,7 +95,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         certificates: Arc::new(move |identity: &Identity| certificates.subscribe(identity)),
         registry: registry.clone(),
         trust_domain: config.trust_domain.as_str().into(),
-        drain,
         stop: stop.clone(),
     };
     tokio::spawn(supervisor::run(Arc::new(means), ready.clone()));
@@ -130,7 +134,21 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tracing::warn!("connections that outlived the drain were closed");
     }
     cancel.cancel();
+    // What was learnt last must be known to the next agent though the control plane is away then.
+    if tokio::time::timeout(LAST_WRITE, kept).await.is_err() {
+        tracing::warn!("the last configuration was not written in time");
+    }
     Ok(())
+}
+
+/// The control plane signs, too: when its stream is open again, certificates need not be waited for.
+async fn hurry(manager: Arc<CertificateManager<IstioCa>>, mut status: watch::Receiver<XdsStatus>) {
+    while status.wait_for(|status| status.connected).await.is_ok() {
+        manager.hurry();
+        if status.wait_for(|status| !status.connected).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Serves until the agent has drained: the socket is left for the next agent to take over.

@@ -77,7 +77,12 @@ pub struct Config {
     /// Most connections that one data thread carries at a time; more are refused.
     #[arg(long, env = "CULVERT_MAX_CONNECTIONS", default_value_t = 50_000)]
     pub max_connections: usize,
-    /// Seconds that open connections get when a pod leaves the mesh or the agent stops.
+    /// Most connections of peers to 15008 that one data thread keeps at a time, those whose handshake
+    /// is under way included; more are refused.
+    #[arg(long, env = "CULVERT_MAX_TUNNELS", default_value_t = 10_000)]
+    pub max_tunnels: usize,
+    /// Seconds that open connections get when the agent stops. Those of a pod that leaves the mesh alive
+    /// go on until they end by themselves.
     #[arg(long, env = "CULVERT_DRAIN_SECONDS", default_value_t = 5)]
     pub drain_seconds: u64,
     /// Asks the control plane for certificates of this validity, in seconds.

@@ -1,11 +1,13 @@
 //! One connection through the agent: what is known of it, how it is told to end, and its outcome,
 //! recorded exactly once (invariant I-4).
 
+mod open;
 mod record;
+#[cfg(test)]
+mod tests;
 
 use std::{
     cell::{Cell, OnceCell, RefCell},
-    collections::HashMap,
     future::poll_fn,
     net::SocketAddr,
     rc::Rc,
@@ -22,12 +24,13 @@ use mesh_core::{
     outcome::{Path, Reason, Refusal, Stage},
     snapshot::Snapshot,
 };
-use mesh_net::{relay::Counters, task::Drain, telemetry::tcp};
+use mesh_net::{load::LoadGuard, relay::Counters, telemetry::tcp};
 use serde_json::{Value, json};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::member::Member;
 
+pub use open::{FlowGuard, Flows};
 pub use record::{Families, Recorder};
 
 /// Who opened it.
@@ -108,10 +111,14 @@ pub struct Flow {
     /// What is known of its ends.
     pub ends: RefCell<Ends>,
     facts: RefCell<Option<InboundFacts>>,
+    /// Since when a policy that it needs is not known.
+    doubted: Cell<Option<Instant>>,
     closing: RefCell<Option<Refusal>>,
     waker: RefCell<Option<Waker>>,
     /// Counters of its label set, once the flow is carried.
     pub handle: OnceCell<Rc<tcp::Handle>>,
+    /// Counts it at its endpoint, once one is chosen.
+    pub load: OnceCell<LoadGuard>,
     _held: [TaskTrackerToken; 2],
     outcome: RefCell<Option<Result<(), Failure>>>,
     announced: Cell<bool>,
@@ -157,13 +164,25 @@ impl Flow {
         *self.facts.borrow_mut() = Some(facts);
     }
 
-    /// Admits the flow again; one that is not allowed any more is asked to end.
-    fn recheck(&self, snapshot: &Snapshot) {
-        if let Some(facts) = &*self.facts.borrow()
-            && let Err(refusal) = inbound::admit(snapshot, facts)
-        {
-            self.close(Refusal::new(Reason::PolicyChanged, refusal.to_string()));
+    /// Admits the flow again; one that is not allowed any more is asked to end. A policy that is named
+    /// and not known has a moment to arrive: then this is when to look again at the latest.
+    fn recheck(&self, snapshot: &Snapshot, now: Instant) -> Option<Instant> {
+        let facts = self.facts.borrow();
+        let refused = inbound::admit(snapshot, facts.as_ref()?).err();
+        let Some(refusal) = refused else {
+            self.doubted.set(None);
+            return None;
+        };
+        if refusal.reason == Reason::PolicyUnknown {
+            let since = self.doubted.get().unwrap_or(now);
+            self.doubted.set(Some(since));
+            let until = since + refusal.reason.hold().unwrap_or_default();
+            if now < until {
+                return Some(until);
+            }
         }
+        self.close(Refusal::new(Reason::PolicyChanged, refusal.to_string()));
+        None
     }
 
     /// As `/debug/connections` shows it.
@@ -187,142 +206,5 @@ impl Flow {
             "bytes_received": received,
             "seconds": self.opened.elapsed().as_secs_f64(),
         })
-    }
-}
-
-/// The open flows of one worker.
-pub struct Flows {
-    open: RefCell<HashMap<u64, Rc<Flow>>>,
-    next: Cell<u64>,
-    recorder: Recorder,
-    limit: usize,
-    stop: Drain,
-}
-
-impl Flows {
-    /// At most `limit` flows at a time; `stop` counts them.
-    pub fn new(recorder: Recorder, limit: usize, stop: Drain) -> Rc<Self> {
-        Rc::new(Self { open: RefCell::default(), next: Cell::new(0), recorder, limit, stop })
-    }
-
-    /// Begins a flow. It ends, and is recorded, when the guard is dropped.
-    pub fn begin(
-        self: &Rc<Self>,
-        direction: Direction,
-        member: Arc<Member>,
-        client: SocketAddr,
-    ) -> FlowGuard {
-        let id = self.next.replace(self.next.get() + 1);
-        let member_held = member.drain.hold();
-        let flow = Rc::new(Flow {
-            id,
-            direction,
-            member,
-            client,
-            opened: Instant::now(),
-            counters: Counters::default(),
-            told: Cell::default(),
-            reversed: Cell::new(false),
-            ends: RefCell::default(),
-            facts: RefCell::default(),
-            closing: RefCell::default(),
-            waker: RefCell::default(),
-            handle: OnceCell::new(),
-            _held: [member_held, self.stop.hold()],
-            outcome: RefCell::default(),
-            announced: Cell::new(false),
-        });
-        self.open.borrow_mut().insert(id, flow.clone());
-        FlowGuard { flow, flows: self.clone() }
-    }
-
-    /// Refuses when there are too many.
-    ///
-    /// # Errors
-    /// `LimitReached`.
-    pub fn room(&self) -> Result<(), Refusal> {
-        let open = self.open.borrow().len();
-        match open <= self.limit {
-            true => Ok(()),
-            false => Err(Refusal::new(
-                Reason::LimitReached,
-                format!("{} connections are open on this worker (--max-connections)", self.limit),
-            )),
-        }
-    }
-
-    /// Admits every inbound flow again, against a newer snapshot.
-    pub fn recheck(&self, snapshot: &Snapshot) {
-        self.open.borrow().values().for_each(|flow| flow.recheck(snapshot));
-    }
-
-    /// Asks the flows of a pod to end.
-    pub fn close_pod(&self, uid: &str, refusal: &Refusal) {
-        let open = self.open.borrow();
-        open.values()
-            .filter(|flow| *flow.member.info.uid == *uid)
-            .for_each(|flow| flow.close(refusal.clone()));
-    }
-
-    /// Tells metrics what open flows moved.
-    pub fn tell(&self) {
-        let open = self.open.borrow();
-        open.values().filter(|flow| flow.announced.get()).for_each(|flow| self.recorder.moved(flow));
-    }
-
-    /// Number of open flows.
-    pub fn len(&self) -> usize {
-        self.open.borrow().len()
-    }
-
-    /// Whether none is open.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// The first `limit` flows, for people.
-    pub fn show(&self, limit: usize) -> Vec<Value> {
-        self.open.borrow().values().take(limit).map(|flow| flow.show()).collect()
-    }
-}
-
-/// An open flow.
-pub struct FlowGuard {
-    flow: Rc<Flow>,
-    flows: Rc<Flows>,
-}
-
-impl std::ops::Deref for FlowGuard {
-    type Target = Flow;
-
-    fn deref(&self) -> &Flow {
-        &self.flow
-    }
-}
-
-impl FlowGuard {
-    /// Says in metrics that the flow is carried; once.
-    pub fn carried(&self) {
-        if !self.flow.announced.replace(true) {
-            self.flows.recorder.opened(&self.flow);
-        }
-    }
-
-    /// Ends the flow with an outcome.
-    pub fn end(self, outcome: Result<(), Failure>) {
-        *self.flow.outcome.borrow_mut() = Some(outcome);
-    }
-}
-
-impl Drop for FlowGuard {
-    fn drop(&mut self) {
-        self.flows.open.borrow_mut().remove(&self.flow.id);
-        let outcome = self.flow.outcome.borrow_mut().take().unwrap_or_else(|| {
-            // Its task was dropped: only a drain whose deadline passed does that.
-            let refusal = Refusal::new(Reason::DrainDeadline, "the flow outlived its drain");
-            Err(Failure { stage: Stage::Relay, refusal })
-        });
-        self.carried();
-        self.flows.recorder.closed(&self.flow, &outcome);
     }
 }

@@ -1,7 +1,7 @@
 //! What arrives at a pod: TLS and CONNECT, or plaintext → facts → admission → the application → relay
 //! → outcome.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc};
+use std::{net::SocketAddr, pin::pin, rc::Rc, sync::Arc};
 
 use mesh_core::{
     hbone as head,
@@ -26,24 +26,33 @@ pub async fn hbone(worker: &Rc<Worker>, member: &Arc<Member>, tcp: TcpStream, pe
         let flow = worker.flows.begin(Direction::Inbound, member.clone(), peer);
         flow.end(Err(Failure { stage: Stage::Accept, refusal }));
     };
-    let local = match tcp.local_addr() {
-        Ok(local) => SocketAddr::new(local.ip().to_canonical(), local.port()),
-        Err(error) => return refused(Refusal::new(Reason::ClientReset, error.to_string())),
-    };
-    let tls = match worker.tls(member) {
-        Ok(tls) => tls.acceptor(),
+    let room = worker.tunnels.enter().and_then(|tunnel| Ok((tunnel, worker.tls(member)?.acceptor())));
+    let (tunnel, tls) = match room {
+        Ok(room) => room,
         Err(refusal) => {
             reset(&tcp);
             return refused(refusal);
         }
     };
-    let handle = |connect: Connect| {
-        let (worker, member) = (worker.clone(), member.clone());
-        async move { request(&worker, &member, connect, local, peer).await }
+    let local = match tcp.local_addr() {
+        Ok(local) => SocketAddr::new(local.ip().to_canonical(), local.port()),
+        Err(error) => return refused(Refusal::new(Reason::ClientReset, error.to_string())),
     };
-    let served = tokio::select! {
-        served = server::serve(tcp, peer, &tls, member.drain.token(), handle) => served,
-        () = member.drain.forced() => return,
+    let handle = |connect: Connect| {
+        let (worker, member, stream) = (worker.clone(), member.clone(), tunnel.stream());
+        async move {
+            request(&worker, &member, connect, local, peer).await;
+            drop(stream);
+        }
+    };
+    let closing = member.drain.token().child_token();
+    let mut serving = pin!(server::serve(tcp, peer, &tls, closing.clone(), handle));
+    let served = loop {
+        tokio::select! {
+            served = &mut serving => break served,
+            () = tunnel.unused(), if !closing.is_cancelled() => closing.cancel(),
+            () = member.drain.forced() => return,
+        }
     };
     if let Err(error) = served {
         let reason = error.reason();

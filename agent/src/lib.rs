@@ -19,4 +19,5 @@ pub mod registry;
 pub mod routing;
 pub mod serve;
 pub mod supervisor;
+pub mod tunnels;
 pub mod worker;

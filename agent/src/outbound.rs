@@ -1,6 +1,6 @@
 //! What a pod opens: original destination → facts → plan → tunnel or plain TCP → relay → outcome.
 
-use std::{net::SocketAddr, rc::Rc, sync::Arc, time::Duration};
+use std::{net::SocketAddr, rc::Rc, sync::Arc};
 
 use mesh_core::{
     hbone,
@@ -15,16 +15,13 @@ use mesh_net::{
     },
     relay,
 };
-use tokio::{net::TcpStream, time::timeout};
+use tokio::net::TcpStream;
 
 use crate::{
     flow::{Direction, Failure, FlowGuard, at},
     member::Member,
     worker::{Worker, reset},
 };
-
-/// How long a name of an upstream may take to resolve.
-const RESOLVE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Carries one captured connection to its end.
 pub async fn carry(worker: &Rc<Worker>, member: &Arc<Member>, tcp: TcpStream, client: SocketAddr) {
@@ -69,6 +66,9 @@ async fn open(worker: &Rc<Worker>, flow: &FlowGuard, tcp: &TcpStream) -> Result<
     let decision = |snapshot: &_| outbound::plan(snapshot, &facts, &mut worker.entropy(), &*worker.load);
     let plan = worker.decide(decision).await.map_err(at(Stage::Plan))?;
     note(flow, &plan);
+    if let Some(endpoint) = &plan.destination {
+        let _ = flow.load.set(worker.load.enter(&endpoint.uid));
+    }
     match &plan.transport {
         Transport::Plain(hop) => plain(worker, flow, hop).await.map(Upstream::Plain),
         Transport::Tunnel(tunnel) => through(worker, flow, &plan, tunnel).await.map(Upstream::Tunnel),
@@ -148,24 +148,13 @@ async fn through(
         Client::handshake(tcp, address, &connector).await
     };
     let stream = worker.pool.open(key, &tunnel.authority, head, dial).await?;
-    // The handshake accepted one of the expected identities; with one, it is that.
-    if let [identity] = &tunnel.expected[..] {
-        flow.ends.borrow_mut().destination_identity = Some(identity.clone());
-    }
+    flow.ends.borrow_mut().destination_identity.clone_from(&stream.peer);
     Ok(stream)
 }
 
 async fn resolve(hop: &Hop) -> Result<SocketAddr, Refusal> {
-    let (host, port, prefer_v4) = match hop {
-        Hop::Address(address) => return Ok(*address),
-        Hop::Name { host, port, prefer_v4 } => (host, *port, *prefer_v4),
-    };
-    let failed = |why: String| Refusal::new(Reason::ConnectFailed, format!("{host}: {why}"));
-    let found = timeout(RESOLVE_LIMIT, tokio::net::lookup_host((&**host, port)))
-        .await
-        .map_err(|_| failed(format!("no answer within {RESOLVE_LIMIT:?}")))?
-        .map_err(|error| failed(error.to_string()))?;
-    let mut found: Vec<SocketAddr> = found.collect();
-    found.sort_by_key(|address| address.is_ipv4() != prefer_v4);
-    found.first().copied().ok_or_else(|| failed("has no address".into()))
+    match hop {
+        Hop::Address(address) => Ok(*address),
+        Hop::Name { host, port, prefer_v4 } => mesh_net::resolve::resolve(host, *port, *prefer_v4).await,
+    }
 }

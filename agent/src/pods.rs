@@ -45,8 +45,10 @@ pub enum PodEvent {
     Pod(Arc<PodInfo>),
     /// A pod is gone (by uid).
     Gone(Arc<str>),
-    /// Everything that was there at the start has been said.
+    /// Everything that could be read at the start has been said.
     Synced,
+    /// All of it was understood, twice: who was not said by now does not exist. May never come.
+    Complete,
 }
 
 /// Why the announcement of a pod could not be written.
@@ -69,7 +71,8 @@ pub enum AnnounceError {
 
 /// Tells which pods are on this node, and marks those that are enrolled.
 pub trait PodSource: Send + Sync + 'static {
-    /// Sends what is there, then [`PodEvent::Synced`], then what changes; ends when the receiver does.
+    /// Sends what is there, then [`PodEvent::Synced`], then what changes, and once
+    /// [`PodEvent::Complete`]; ends when the receiver does. What cannot be read does not count as gone.
     fn watch(&self, events: mpsc::Sender<PodEvent>) -> Later<'_, ()>;
 
     /// Writes (`ambient.istio.io/redirection: enabled`) or removes the mark by which the control plane

@@ -8,6 +8,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{mpsc, oneshot},
     task::{LocalSet, spawn_local},
+    time::Instant,
 };
 
 use crate::{inbound, listeners::Listeners, member::Member, netns::Home, outbound, worker::Worker};
@@ -18,7 +19,7 @@ pub use crate::worker::Shared;
 const COMMANDS: usize = 64;
 /// How long accepting pauses when the process has no descriptors left.
 const EXHAUSTED: Duration = Duration::from_millis(20);
-/// Tunnels without streams are closed at this interval.
+/// Ended tunnels and keys that are not needed are forgotten at this interval.
 const RELEASE_EVERY: Duration = Duration::from_secs(60);
 /// Bytes of open flows reach metrics at this interval, and when a flow ends.
 const TELL_EVERY: Duration = Duration::from_secs(5);
@@ -105,16 +106,31 @@ async fn run(worker: Rc<Worker>, mut commands: mpsc::Receiver<Command>) {
     }
 }
 
-/// Looks again at live flows and kept tunnels when the world changes.
+/// Looks again at live flows and kept tunnels when the world changes, and at flows that wait for a policy
+/// when their time is over.
 async fn follow(worker: Rc<Worker>) {
     let mut snapshots = worker.snapshots.clone();
     let mut policies = snapshots.borrow_and_update().policy_version();
-    while snapshots.changed().await.is_ok() {
+    let mut again = None;
+    loop {
+        let overdue = async move {
+            match again {
+                Some(at) => tokio::time::sleep_until(Instant::from_std(at)).await,
+                None => std::future::pending().await,
+            }
+        };
+        let due = tokio::select! {
+            changed = snapshots.changed() => match changed {
+                Ok(()) => false,
+                Err(_) => return,
+            },
+            () = overdue => true,
+        };
         let snapshot = snapshots.borrow_and_update().clone();
         worker.pool.retain(|key| snapshot.workload(&key.peer).is_some());
-        if snapshot.policy_version() != policies {
+        if due || snapshot.policy_version() != policies {
             policies = snapshot.policy_version();
-            worker.flows.recheck(&snapshot);
+            again = worker.flows.recheck(&snapshot, std::time::Instant::now());
         }
     }
 }
@@ -122,7 +138,7 @@ async fn follow(worker: Rc<Worker>) {
 async fn release(worker: Rc<Worker>) {
     loop {
         tokio::time::sleep(RELEASE_EVERY).await;
-        worker.pool.release_idle();
+        worker.release();
     }
 }
 
@@ -147,7 +163,7 @@ fn serve(worker: &Rc<Worker>, member: &Arc<Member>, listeners: Listeners) {
     spawn_local(async move {
         member.drain.forced().await;
         let refusal = Refusal::new(Reason::DrainDeadline, "the connection outlived its drain");
-        worker.flows.close_pod(&member.info.uid, &refusal);
+        worker.flows.close_member(&member, &refusal);
     });
 }
 

@@ -1,12 +1,13 @@
 //! One task per pod that is, or is to be, in the mesh.
 
 mod enrolment;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{HashMap, HashSet},
     fs::File,
     sync::Arc,
-    time::Duration,
 };
 
 use mesh_core::{
@@ -48,8 +49,6 @@ pub struct Means {
     pub registry: Registry,
     /// Trust domain of the node's pods.
     pub trust_domain: Arc<str>,
-    /// Time that open flows get when a pod leaves the mesh or the agent stops.
-    pub drain: Duration,
     /// Asked to end when the agent stops; the pods' groups are children.
     pub stop: Drain,
 }
@@ -100,9 +99,9 @@ pub async fn run(means: Arc<Means>, ready: Ready) {
             Some(PodEvent::Gone(uid)) => supervisor.gone(&uid).await,
             Some(PodEvent::Synced) => {
                 supervisor.synced = true;
-                supervisor.forget_orphans();
                 drop(listed.take());
             }
+            Some(PodEvent::Complete) => supervisor.forget_orphans(),
             None => return,
         }
     }
@@ -157,20 +156,21 @@ impl Supervisor {
         self.running.insert(info.uid.clone(), Running { info, events });
     }
 
-    /// The kernel's entry of a pod, found by its address, or by its namespace: what an agent of another
-    /// version left has no addresses here.
+    /// The kernel's entry of a pod: that of its network namespace, whatever its addresses, for what an agent
+    /// of another version left has none here, and one with its address and another namespace is that of a
+    /// pod before it. When the namespace cannot be told, the address decides: it counts as captured.
     fn take_captured(&mut self, info: &PodInfo) -> Option<Pod> {
         if self.captured.is_empty() {
             return None;
         }
-        let namespace = info.netns.as_ref().and_then(|path| File::open(path).ok());
-        let cookie = namespace.and_then(|file| netns::cookie(&file).ok());
-        let owns = |pod: &Pod| {
+        let owns = |pod: &&Pod| {
             let v4 = pod.v4.map(std::net::IpAddr::from);
             let v6 = pod.v6.map(std::net::IpAddr::from);
-            Some(pod.netns) == cookie || info.addresses.iter().any(|ip| Some(*ip) == v4 || Some(*ip) == v6)
+            info.addresses.iter().any(|ip| Some(*ip) == v4 || Some(*ip) == v6)
         };
-        let cookie = self.captured.values().find(|pod| owns(pod))?.netns;
+        let namespace = info.netns.as_ref().and_then(|path| File::open(path).ok());
+        let own = namespace.and_then(|file| netns::cookie(&file).ok());
+        let cookie = own.or_else(|| self.captured.values().find(owns).map(|pod| pod.netns))?;
         self.captured.remove(&cookie)
     }
 

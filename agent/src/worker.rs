@@ -1,12 +1,14 @@
 //! What one data thread owns, and what its flows ask of it: a decision, a certificate, a socket.
 
+mod hold;
+
 use std::{
     cell::RefCell,
     collections::HashMap,
     io,
     net::{IpAddr, SocketAddr},
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -35,10 +37,8 @@ use crate::{
     member::Member,
     netns::Home,
     redirect::AnyRedirector,
+    tunnels::Tunnels,
 };
-
-/// How long a connection is held for the control plane to tell of a workload (as ztunnel).
-const HOLD: Duration = Duration::from_secs(5);
 
 /// What every worker shares.
 #[derive(Clone)]
@@ -51,6 +51,8 @@ pub struct Shared {
     pub families: Families,
     /// Most flows per worker.
     pub max_flows: usize,
+    /// Most connections to 15008 per worker.
+    pub max_tunnels: usize,
     /// Counts the flows of the node.
     pub stop: Drain,
 }
@@ -65,10 +67,12 @@ pub struct Worker {
     pub load: Rc<Load>,
     /// Open flows.
     pub flows: Rc<Flows>,
+    /// Tunnels that peers have opened.
+    pub tunnels: Rc<Tunnels>,
     /// Snapshots.
     pub snapshots: watch::Receiver<Arc<Snapshot>>,
     home: Home,
-    certificates: RefCell<HashMap<Identity, (Arc<Issued>, WorkloadTls)>>,
+    certificates: RefCell<HashMap<Identity, (Weak<Issued>, WorkloadTls)>>,
     entropy: RefCell<SplitMix64>,
 }
 
@@ -80,6 +84,7 @@ impl Worker {
             pool: Pool::default(),
             load: Rc::default(),
             flows: Flows::new(Recorder::new(shared.families), shared.max_flows, shared.stop),
+            tunnels: Tunnels::new(shared.max_tunnels),
             snapshots: shared.snapshots,
             home,
             certificates: RefCell::default(),
@@ -92,30 +97,13 @@ impl Worker {
         self.snapshots.borrow().clone()
     }
 
-    /// Takes a decision; one that fails because a workload is not known yet is taken again with each
-    /// new snapshot, for [`HOLD`].
+    /// Takes a decision; one that fails because something is not known yet is taken again with each new
+    /// snapshot, for [`Reason::hold`].
     ///
     /// # Errors
     /// The decision's.
     pub async fn decide<T>(&self, decision: impl Fn(&Snapshot) -> Result<T, Refusal>) -> Result<T, Refusal> {
-        let unknown = match decision(&self.snapshot()) {
-            Err(refusal) if refusal.reason == Reason::WorkloadUnknown => refusal,
-            result => return result,
-        };
-        let mut snapshots = self.snapshots.clone();
-        let later = async {
-            loop {
-                let snapshot = snapshots.borrow_and_update().clone();
-                match decision(&snapshot) {
-                    Err(refusal) if refusal.reason == Reason::WorkloadUnknown => {}
-                    result => return result,
-                }
-                if snapshots.changed().await.is_err() {
-                    return decision(&snapshot);
-                }
-            }
-        };
-        tokio::time::timeout(HOLD, later).await.unwrap_or(Err(unknown))
+        hold::decide(&self.snapshots, decision).await
     }
 
     /// A fresh source of randomness for one decision.
@@ -137,13 +125,19 @@ impl Worker {
         };
         let mut kept = self.certificates.borrow_mut();
         if let Some((from, tls)) = kept.get(&member.identity)
-            && Arc::ptr_eq(from, &issued)
+            && from.as_ptr() == Arc::as_ptr(&issued)
         {
             return Ok(tls.clone());
         }
         let tls = WorkloadTls::new(&issued).map_err(|error| missing(error.to_string()))?;
-        kept.insert(member.identity.clone(), (issued, tls.clone()));
+        kept.insert(member.identity.clone(), (Arc::downgrade(&issued), tls.clone()));
         Ok(tls)
+    }
+
+    /// Forgets ended tunnels, and keys that nobody holds any more: replaced, or of pods that are gone.
+    pub fn release(&self) {
+        self.pool.release_idle();
+        self.certificates.borrow_mut().retain(|_, (issued, _)| issued.strong_count() > 0);
     }
 
     /// Connects from inside a pod's namespace, not captured.

@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::{
     args::{Analyze, FailOn},
     exit::{Exit, Failure},
-    offline::readable,
+    offline::{self, readable},
     style::Style,
 };
 
@@ -21,7 +21,7 @@ const UNREADABLE: &str = "unreadable";
 /// The folder cannot be read, or there is nothing in it: checking nothing is not "no errors".
 pub fn run(options: &Analyze, as_json: bool, style: Style) -> Result<(Exit, String), Failure> {
     let files = readable(&options.folder)?;
-    let findings = control::analyze(&options.folder).findings;
+    let findings = offline::findings(&options.folder, &options.settings);
     let exit = exit(&findings, options.fail_on);
     let text = if as_json { as_value(&findings, files) } else { render(&findings, files, style) };
     Ok((exit, text))

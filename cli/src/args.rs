@@ -48,6 +48,23 @@ pub struct Analyze {
     /// Findings from which on the exit status is 1.
     #[arg(long, value_name = "SEVERITY", default_value = "error")]
     pub fail_on: FailOn,
+    /// Settings of the mesh.
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// What the control plane is started with and a folder does not say.
+#[derive(Debug, Clone, Default, Group)]
+pub struct Settings {
+    /// Namespace of mesh-wide objects, as the control plane has it [default: istio-system].
+    #[arg(long, value_name = "NAMESPACE", requires = "folder")]
+    pub root_namespace: Option<String>,
+    /// Trust domain of the mesh, as the control plane has it [default: cluster.local].
+    #[arg(long, value_name = "DOMAIN", requires = "folder")]
+    pub trust_domain: Option<String>,
+    /// Range for services without an address, as the control plane has it [default: 10.96.0.0/16].
+    #[arg(long, value_name = "CIDR", requires = "folder")]
+    pub service_cidr: Option<ipnet::Ipv4Net>,
 }
 
 /// From which severity on a folder fails.
@@ -71,6 +88,9 @@ pub struct Explain {
     /// Explain from a folder of YAML instead of a running mesh.
     #[arg(short = 'f', long = "folder", value_name = "FOLDER", conflicts_with = "world")]
     pub folder: Option<PathBuf>,
+    /// Settings of the mesh.
+    #[command(flatten)]
+    pub settings: Settings,
     /// Where to ask.
     #[command(flatten)]
     pub mesh: Mesh,

@@ -13,7 +13,7 @@ use control::{
 };
 use mesh_core::snapshot::Snapshot;
 
-use crate::exit::Failure;
+use crate::{args::Settings, exit::Failure};
 
 /// A folder, compiled.
 #[derive(Debug)]
@@ -58,18 +58,38 @@ pub fn readable(folder: &Path) -> Result<usize, Failure> {
 ///
 /// # Errors
 /// As [`readable`].
-pub fn load(folder: &Path) -> Result<World, Failure> {
+pub fn load(folder: &Path, settings: &Settings) -> Result<World, Failure> {
     readable(folder)?;
     let mut store = Store::default();
     store.load(folder);
-    let mut memory = Memory::new(SERVICE_CIDR, None);
+    let (options, mut memory) = prepared(settings);
     let mut assumptions = assume::pods(&mut store);
-    let mut compiled = compile::compile(&store, &Options::default(), &mut memory);
+    let mut compiled = compile::compile(&store, &options, &mut memory);
     let waypoints = assume::waypoints(&mut store, &compiled);
     if !waypoints.is_empty() {
         assumptions.extend(waypoints);
-        compiled = compile::compile(&store, &Options::default(), &mut memory);
+        compiled = compile::compile(&store, &options, &mut memory);
     }
     let findings = control::all_findings(&store, &compiled);
     Ok(World { snapshot: compiled.snapshot(), assumptions, findings })
+}
+
+/// Every finding of a folder, as a control plane with these settings has them.
+pub fn findings(folder: &Path, settings: &Settings) -> Vec<Finding> {
+    let mut store = Store::default();
+    store.load(folder);
+    let (options, mut memory) = prepared(settings);
+    let compiled = compile::compile(&store, &options, &mut memory);
+    control::all_findings(&store, &compiled)
+}
+
+fn prepared(settings: &Settings) -> (Options, Memory) {
+    let mut options = Options::default();
+    if let Some(namespace) = &settings.root_namespace {
+        options.root_namespace = namespace.as_str().into();
+    }
+    if let Some(domain) = &settings.trust_domain {
+        options.trust_domain = domain.as_str().into();
+    }
+    (options, Memory::new(settings.service_cidr.unwrap_or(SERVICE_CIDR), None))
 }

@@ -38,7 +38,11 @@ fn the_binary_names_every_mistake_of_the_bad_folder_and_fails() {
     let (status, text, _) = culvert(&["analyze", "-f", "control/tests/fixtures/bad"]);
     assert_eq!(status, 1);
     let errors = text.lines().filter(|l| l.starts_with("  error   ") && l.contains(".yaml:")).count();
-    assert!(errors >= 20, "{errors} errors\n{text}");
+    let mistakes = fs::read_dir(root().join("control/tests/fixtures/bad")).unwrap().count() - 1;
+    assert!(
+        errors == mistakes && errors >= 20,
+        "{errors} errors of {mistakes} files beside the good one\n{text}"
+    );
     assert!(!text.contains('\x1b'), "no colours in a pipe");
     let (status, text, _) = culvert(&["analyze", "-f", "control/tests/fixtures/bad", "--json"]);
     let told: Value = serde_json::from_str(&text).unwrap();
@@ -132,4 +136,24 @@ fn an_unknown_name_is_answered_with_the_known_ones() {
     assert!(told["next"].as_str().unwrap().contains("default/client"), "{told}");
     let (status, _, error) = culvert(&["explain", "-f", path, "client", "nginx-service"]);
     assert!(status == 2 && error.contains("has no port"), "{error}");
+}
+
+#[test]
+fn a_folder_is_judged_with_the_settings_of_its_mesh() {
+    let strict = "kind: AuthorizationPolicy\nmetadata: {name: all, namespace: mesh-root}\nspec: {action: DENY, rules: [{}]}\n---\n\
+                  kind: AuthorizationPolicy\nmetadata: {name: gates, namespace: mesh-root}\nspec: {targetRefs: [{kind: GatewayClass, name: x}], rules: [{}]}\n";
+    let folder = cluster(strict);
+    let path = folder.path().to_str().unwrap();
+    let asked = ["explain", "-f", path, "client", "nginx-service:8000"];
+    let settings =
+        ["--root-namespace", "mesh-root", "--trust-domain", "example.org", "--service-cidr", "10.200.0.0/24"];
+    let (status, text, _) = culvert(&asked);
+    assert!(status == 0 && !text.contains("mesh-root/all") && text.contains("cluster.local/ns/"), "{text}");
+    let (status, text, _) = culvert(&[&asked[..], &settings[..]].concat());
+    assert!(status == 1 && text.contains("mesh-root/all"), "{text}");
+    assert!(text.contains("example.org/ns/default") && text.contains("10.200.0."), "{text}");
+    assert!(culvert(&["analyze", "-f", path]).1.contains("not-allowed"));
+    assert!(!culvert(&["analyze", "-f", path, settings[0], settings[1]]).1.contains("not-allowed"));
+    let (status, _, error) = culvert(&["explain", "client", "nginx-service:8000", settings[0], settings[1]]);
+    assert!(status == 2 && error.contains("--folder"), "{error}");
 }

@@ -1,5 +1,7 @@
 //! Certificate authority: a self-signed root kept in the state folder, or a given intermediate.
 
+mod proof;
+
 use std::{
     fs,
     io::Write,
@@ -41,6 +43,9 @@ pub enum CaError {
     /// A key or certificate cannot be used or made.
     #[error("key or certificate cannot be used")]
     Certificate(#[from] rcgen::Error),
+    /// What it issues is not accepted by who has its roots.
+    #[error("a certificate made with this key, certificate and root bundle is not accepted")]
+    NotAccepted(#[source] rustls::Error),
 }
 
 /// Issues certificates.
@@ -95,6 +100,7 @@ impl Ca {
             Some(given) => Self::intermediate(given)?,
             None => Self::own(state, trust_domain)?,
         };
+        proof::prove(&ca, trust_domain)?;
         write(&state.join("root-cert.pem"), &ca.roots, 0o644)?;
         Ok(ca)
     }
@@ -152,7 +158,7 @@ impl Ca {
         Ok(chain.chain([self.roots.clone()]).collect())
     }
 
-    /// Certificate chain and key of our own server.
+    /// Certificate chain and key of our own server; as short-lived as any.
     ///
     /// # Errors
     /// A name cannot be in a certificate.
@@ -161,7 +167,7 @@ impl Ca {
         let mut params = CertificateParams::new(names)?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.not_before = OffsetDateTime::now_utc() - Duration::minutes(5);
-        params.not_after = OffsetDateTime::now_utc() + Duration::days(365);
+        params.not_after = OffsetDateTime::now_utc() + Duration::seconds(self.longest);
         let leaf = params.signed_by(&key, &self.issuer)?.pem();
         Ok((leaf + &self.chain.concat(), key.serialize_pem()))
     }

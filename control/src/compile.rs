@@ -24,7 +24,7 @@ use serde::Serialize;
 use crate::{
     finding::{Problem, Severity},
     memory::Memory,
-    object::{Body, Key, Labels, Object, stand_in},
+    object::{Body, Key, Labels, Meta, Object, stand_in},
     source::Store,
 };
 
@@ -100,6 +100,8 @@ struct Context<'a> {
     backends: BTreeMap<Arc<str>, BackendsByLabel<'a>>,
     /// Endpoints of each service.
     endpoints: BTreeMap<ServiceName, Vec<WorkloadUid>>,
+    /// Namespaces that have a service of a host name.
+    namespaces: BTreeMap<Arc<str>, BTreeSet<Arc<str>>>,
     /// Services that need L7, and the object that says so.
     needs: BTreeMap<ServiceName, Key>,
     out: Compiled,
@@ -113,6 +115,7 @@ pub fn compile(store: &Store, options: &Options, memory: &mut Memory) -> Compile
         sources: BTreeMap::new(),
         backends: BTreeMap::new(),
         endpoints: BTreeMap::new(),
+        namespaces: BTreeMap::new(),
         needs: BTreeMap::new(),
         out: Compiled::default(),
     };
@@ -175,8 +178,11 @@ impl<'a> Context<'a> {
         }
     }
 
-    /// Notes who backs which service, once all workloads are there.
+    /// Notes who backs which service and who has which host name, once all of them are there.
     fn index(&mut self) {
+        for name in self.out.services.keys() {
+            self.namespaces.entry(name.hostname.clone()).or_default().insert(name.namespace.clone());
+        }
         for workload in self.out.workloads.values() {
             for (service, _) in &workload.services {
                 self.endpoints.entry(service.clone()).or_default().push(workload.uid.clone());
@@ -189,9 +195,13 @@ impl<'a> Context<'a> {
         uids.iter().filter_map(|uid| self.out.workloads.get(uid))
     }
 
-    fn namespace_labels(&self, namespace: &str) -> Option<&'a Labels> {
+    fn namespace(&self, namespace: &str) -> Option<&'a Meta> {
         let key = Key { kind: "Namespace".into(), namespace: "".into(), name: namespace.into() };
-        self.store.objects.get(&key).map(|stored| &stored.object.meta.labels)
+        self.store.objects.get(&key).map(|stored| &stored.object.meta)
+    }
+
+    fn namespace_labels(&self, namespace: &str) -> Option<&'a Labels> {
+        self.namespace(namespace).map(|meta| &meta.labels)
     }
 
     fn host(namespace: &str, name: &str) -> ServiceName {
@@ -219,12 +229,17 @@ impl<'a> Context<'a> {
         label.is_some_and(|value| &**value == "none")
     }
 
-    /// The full name of a host that routes mention.
-    fn service_of(&self, host: &ServiceName) -> Option<ServiceName> {
+    /// The full name of a host that an object of a namespace mentions: of several the namespace's own, and
+    /// none that its owner keeps from others (`exportTo`).
+    fn service_of(&self, host: &ServiceName, from: &Arc<str>) -> Option<ServiceName> {
         if self.out.services.contains_key(host) {
             return Some(host.clone());
         }
-        self.out.services.keys().find(|name| name.hostname == host.hostname).cloned()
+        let own = ServiceName::new(from.clone(), host.hostname.clone());
+        let all = self.namespaces.get(&host.hostname)?;
+        let names = all.iter().map(|namespace| ServiceName::new(namespace.clone(), host.hostname.clone()));
+        let open = |name: &ServiceName| self.out.services.get(name).is_some_and(|s| !s.namespace_only);
+        if all.contains(from) { Some(own) } else { names.into_iter().find(open) }
     }
 
     fn note(&mut self, key: &Key, field: &str, code: &'static str, reason: String, remedy: &'static str) {

@@ -82,6 +82,10 @@ impl Follower {
         self.count(&next);
         self.metrics.compiled(start.elapsed());
         self.out.send_replace(Arc::new(next));
+        // After publishing: nobody waits for the disk. Before the first reading only old ones are known.
+        if self.store.read {
+            self.memory.good.keep(&self.store);
+        }
     }
 
     /// Builds if any file is another than when last read.

@@ -1,12 +1,12 @@
-//! What compilation remembers between runs and restarts: addresses given to services, and services that
-//! have been sent through our own waypoints.
+//! What is remembered between runs and restarts: addresses given to services, services that have been sent
+//! through our own waypoints, and good versions of objects.
 
 use std::{collections::BTreeSet, path::Path, path::PathBuf};
 
 use ipnet::Ipv4Net;
 use mesh_core::model::ServiceName;
 
-use crate::{disk, vips::Vips};
+use crate::{disk, source::good::Good, vips::Vips};
 
 /// Where addresses of ServiceEntry hosts come from: reserved space that nobody routes, as in Istio.
 const EXTERNAL: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(240, 240, 0, 0), 16);
@@ -20,6 +20,8 @@ pub struct Memory {
     pub external: Vips,
     /// Services behind our own waypoints.
     pub routed: Routed,
+    /// Good versions of objects.
+    pub good: Good,
 }
 
 impl Memory {
@@ -30,6 +32,7 @@ impl Memory {
             vips: Vips::new(services, file("vips.json")),
             external: Vips::new(EXTERNAL, file("external-vips.json")),
             routed: Routed::new(file("routed.json")),
+            good: Good::new(file("good.json")),
         }
     }
 }

@@ -1,11 +1,13 @@
 //! Documents → objects: what each kind says, with every field that has no effect named.
 
+mod api;
 mod authz;
 mod external;
 mod kube;
 mod rule;
 mod slice;
 pub mod stand_in;
+mod unsupported;
 mod virtual_service;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
@@ -40,9 +42,12 @@ pub struct Key {
 
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.kind.is_empty() {
+            write!(f, "{} ", self.kind)?;
+        }
         match self.namespace.is_empty() {
-            true => write!(f, "{} {}", self.kind, self.name),
-            false => write!(f, "{} {}/{}", self.kind, self.namespace, self.name),
+            true => f.write_str(&self.name),
+            false => write!(f, "{}/{}", self.namespace, self.name),
         }
     }
 }
@@ -98,8 +103,16 @@ const CLUSTER_KINDS: [&str; 2] = ["Namespace", "Node"];
 const PLAIN: [&str; 7] =
     ["Namespace", "Node", "ServiceAccount", "Deployment", "StatefulSet", "ReplicaSet", "ConfigMap"];
 /// Kinds that Istio's users expect to work and that we do not read.
-const NOT_YET: [&str; 7] =
-    ["Endpoints", "RequestAuthentication", "EnvoyFilter", "Sidecar", "Telemetry", "HTTPRoute", "GRPCRoute"];
+const NOT_YET: [&str; 8] = [
+    "Endpoints",
+    "RequestAuthentication",
+    "EnvoyFilter",
+    "Sidecar",
+    "Telemetry",
+    "HTTPRoute",
+    "GRPCRoute",
+    "Gateway.networking.istio.io",
+];
 
 /// Kinds that are read.
 pub const KINDS: [&str; 17] = [
@@ -125,7 +138,7 @@ pub const KINDS: [&str; 17] = [
 /// Parses a document; none when there is nothing to keep. Errors in `sink` refuse it.
 pub fn parse(value: &Value, sink: &Sink) -> (Key, Option<Object>) {
     let doc = Reader::root(value, sink);
-    let kind = doc.required("kind");
+    let kind = api::kind_of(&doc, doc.required("kind"));
     let (namespace, name, meta) = doc.at("metadata", |m| {
         let name = m.required("name");
         let namespace = m.string("namespace").unwrap_or_else(|| Arc::from("default"));
@@ -137,6 +150,7 @@ pub fn parse(value: &Value, sink: &Sink) -> (Key, Option<Object>) {
         let created = m.string("creationTimestamp").unwrap_or_else(|| Arc::from(""));
         (namespace, name, Meta { labels: m.map("labels"), annotations: m.map("annotations"), created })
     });
+    doc.at("metadata", |m| unsupported::report(&m, &meta));
     let namespace = if CLUSTER_KINDS.contains(&&*kind) { Arc::from("") } else { namespace };
     let key = Key { kind: kind.clone(), namespace: namespace.clone(), name };
     let spec = |f: &mut dyn FnMut(Reader<'_>) -> Body| doc.at("spec", |s| required_spec(&s).then(|| f(s)));
@@ -186,6 +200,14 @@ fn check_name(field: &Reader<'_>, name: &str) {
     if !ok {
         let remedy = "use lower-case letters, digits, - and .";
         field.error("bad-name", format!("{name:?} is no Kubernetes name"), remedy);
+    }
+}
+
+/// Reports an `exportTo` other than everywhere, which is what it is here.
+fn exported(spec: &Reader<'_>) {
+    if spec.strings("exportTo").iter().any(|to| **to != *"*") {
+        let reason = "exportTo other than \"*\" is not supported and has no effect";
+        spec.at("exportTo", |f| f.warn("unsupported-field", reason, "remove it"));
     }
 }
 

@@ -40,7 +40,7 @@ impl Provisioner for FolderProvisioner {
             for entry in fs::read_dir(&self.folder)? {
                 let entry = entry?;
                 let name = entry.file_name().to_string_lossy().into_owned();
-                if name.starts_with(PREFIX) && !wanted.contains(&name) {
+                if name.starts_with(PREFIX) && name.ends_with(".yaml") && !wanted.contains(&name) {
                     fs::remove_file(entry.path())?;
                     tracing::info!(file = %name, "waypoint no longer needed");
                 }
@@ -95,4 +95,66 @@ fn manifest(namespace: &str, why: &str) -> io::Result<String> {
         text.push_str(&serde_norway::to_string(object).map_err(io::Error::other)?);
     }
     Ok(text)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    fn needs(namespaces: &[&str]) -> BTreeMap<Arc<str>, String> {
+        namespaces.iter().map(|ns| (Arc::from(*ns), format!("routes of {ns}"))).collect()
+    }
+
+    fn files(folder: &std::path::Path) -> Vec<String> {
+        let all = fs::read_dir(folder.join("generated")).into_iter().flatten();
+        let mut names: Vec<_> = all.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_waypoint_is_written_once_and_removed_when_nobody_needs_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut provisioner = FolderProvisioner::new(folder.path());
+        provisioner.ensure(&needs(&[])).unwrap();
+        assert!(!folder.path().join("generated").exists(), "nothing is written for nothing");
+        provisioner.ensure(&needs(&["a", "b"])).unwrap();
+        assert_eq!(files(folder.path()), ["waypoint-a.yaml", "waypoint-b.yaml"]);
+        for (name, text) in
+            [("mine.yaml", "kind: X"), ("waypoint-notes.txt", "keep"), ("waypoint-a.yaml", "# edited")]
+        {
+            fs::write(folder.path().join("generated").join(name), text).unwrap();
+        }
+        provisioner.ensure(&needs(&["a"])).unwrap();
+        assert_eq!(files(folder.path()), ["mine.yaml", "waypoint-a.yaml", "waypoint-notes.txt"]);
+        let kept = fs::read_to_string(folder.path().join("generated/waypoint-a.yaml")).unwrap();
+        assert_eq!(kept, "# edited", "what is there is not written again");
+        provisioner.ensure(&needs(&[])).unwrap();
+        assert_eq!(files(folder.path()), ["mine.yaml", "waypoint-notes.txt"], "what is not ours stays");
+    }
+
+    #[test]
+    fn what_is_written_is_a_waypoint_that_compiles_without_a_finding() {
+        let folder = tempfile::tempdir().unwrap();
+        FolderProvisioner::new(folder.path()).ensure(&needs(&["shop"])).unwrap();
+        let (compiled, report) = crate::compile_folder(folder.path());
+        assert!(report.findings.is_empty(), "{:?}", report.findings);
+        let service = compiled.services.values().next().unwrap();
+        assert_eq!(service.key.to_string(), "shop/waypoint.shop.svc.cluster.local");
+        assert_eq!(service.ports[0].service_port, 15008);
+        let text = fs::read_to_string(folder.path().join("generated/waypoint-shop.yaml")).unwrap();
+        for part in
+            ["kind: ServiceAccount", "kind: Deployment", "serviceAccountName: waypoint", "routes of shop"]
+        {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("generated"), "a file").unwrap();
+        assert!(FolderProvisioner::new(folder.path()).ensure(&needs(&["a"])).is_err());
+    }
 }

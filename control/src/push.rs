@@ -96,14 +96,18 @@ impl Conversation {
         if let Some(node) = &request.node {
             self.clients.named(self.id, &node.id);
         }
-        match self.session.request(request) {
+        let asked = self.session.request(request);
+        if !matches!(asked, Asked::Unknown | Asked::Opened(_)) {
+            self.demanded(request).await?;
+        }
+        match asked {
             Asked::Opened(type_url) => {
                 let current = self.current.borrow().clone();
                 let view = current.view(type_url, &self.caller);
-                match self.session.first(type_url, &view) {
-                    Some(first) => self.send(first, &current, view.len()).await,
-                    None => Ok(()),
+                if let Some(first) = self.session.first(type_url, &view) {
+                    self.send(first, &current, view.len()).await?;
                 }
+                self.demanded(request).await
             }
             Asked::Answered(awaited) => {
                 let refusal = request.error_detail.as_ref().map(|error| error.message.as_str());
@@ -122,6 +126,15 @@ impl Conversation {
                 odd.into_iter().for_each(|reason| self.clients.odd(reason));
                 Ok(())
             }
+        }
+    }
+
+    async fn demanded(&mut self, request: &DeltaDiscoveryRequest) -> Result<(), Gone> {
+        let current = self.current.borrow().clone();
+        let view = current.view(&request.type_url, &self.caller);
+        match Session::demanded(request, &view) {
+            Some(response) => self.send(response, &current, view.len()).await,
+            None => Ok(()),
         }
     }
 

@@ -91,6 +91,13 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// Reports anything but a mapping or nothing.
+    pub fn mapping(&self) {
+        if !self.value.is_object() {
+            self.shape("a mapping");
+        }
+    }
+
     fn shape(&self, want: &str) {
         if self.present() {
             self.error(

@@ -1,5 +1,7 @@
 //! The running control plane: follows the folder, serves configuration, certificates and admin.
 
+mod tls;
+
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
@@ -10,9 +12,10 @@ use mesh_net::api::{
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
-    sync::watch,
+    sync::{mpsc, watch},
 };
-use tonic::transport::{Identity, Server, ServerTlsConfig, server::TcpIncoming};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
 
 use crate::{
     admin::{
@@ -29,7 +32,6 @@ use crate::{
     provision::FolderProvisioner,
     publish::Published,
     push::{Clients, Push},
-    source::Store,
 };
 
 /// Settings.
@@ -59,6 +61,8 @@ pub struct Config {
 
 /// Largest request: a client that resumes says what it holds, about 100 bytes per resource.
 const REQUEST_LIMIT: usize = 64 << 20;
+/// Connections after their handshake that wait for the server.
+const ACCEPTED: usize = 16;
 /// A client that is gone without a word is noticed after these.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(10);
@@ -109,19 +113,22 @@ pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)
             None => std::future::pending().await,
         }
     };
-    let incoming = TcpIncoming::bind(config.listen).map_err(anyhow::Error::msg)?;
-    let address = incoming.local_addr()?;
+    let listener = TcpListener::bind(config.listen).await.context("address cannot be bound")?;
+    let address = listener.local_addr()?;
+    let certificate = tls::Renewing::new(ca, names(&config))?;
+    let (handed, incoming) = mpsc::channel(ACCEPTED);
+    let accepting = tls::accept(listener, certificate, handed);
     bound(address, admin_address);
     tracing::info!(listen = %address, admin = %admin_address, "control plane started");
     let grpc = Server::builder()
-        .tls_config(tls(&ca, &config)?)?
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_ANSWER))
         .add_service(AggregatedDiscoveryServiceServer::new(push).max_decoding_message_size(REQUEST_LIMIT))
         .add_service(IstioCertificateServiceServer::new(service))
-        .serve_with_incoming(incoming);
+        .serve_with_incoming(ReceiverStream::new(incoming));
     tokio::select! {
         ended = grpc => ended.context("configuration server ended"),
+        ended = accepting => ended.context("accepting connections ended"),
         ended = served.into_future() => ended.context("admin server ended"),
         ended = locally => ended.context("admin socket ended"),
         ended = following => ended.context("following the folder ended")?,
@@ -131,21 +138,22 @@ pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)
 }
 
 fn follower(config: &Config, metrics: &Metrics, out: watch::Sender<Arc<Published>>) -> Follower {
+    let memory = Memory::new(config.service_cidr, Some(&config.state));
     Follower {
+        store: memory.good.restore(),
         folder: config.folder.clone(),
         options: config.options.clone(),
-        memory: Memory::new(config.service_cidr, Some(&config.state)),
+        memory,
         provisioner: Box::new(FolderProvisioner::new(&config.folder)),
         metrics: metrics.clone(),
         out,
-        store: Store::default(),
         read: None,
     }
 }
 
-fn tls(ca: &Ca, config: &Config) -> Result<ServerTlsConfig> {
+/// Names and addresses that clients may know this server by.
+fn names(config: &Config) -> Vec<String> {
     let mut names = vec!["localhost".to_string(), "127.0.0.1".into(), config.listen.ip().to_string()];
     names.extend(config.names.iter().cloned());
-    let (chain, key) = ca.server(names)?;
-    Ok(ServerTlsConfig::new().identity(Identity::from_pem(chain, key)))
+    names
 }

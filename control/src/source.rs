@@ -2,20 +2,21 @@
 //! of its object stays. A refused policy without one is closed by a stand-in (decision 0012).
 
 pub mod files;
+pub mod good;
+mod yaml;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::Path,
 };
 
-use serde::Deserialize;
 use serde_json::Value;
 
 use self::files::Document;
 use crate::{
     finding::{Finding, Problem, Severity, Sink},
     lines::locate,
-    object::{Key, Object, parse, stand_in},
+    object::{KINDS, Key, Object, parse, stand_in},
 };
 
 /// One object and where it came from.
@@ -131,20 +132,33 @@ impl Load {
     }
 
     fn document(&mut self, doc: &Document) {
-        match serde_norway::Deserializer::from_str(&doc.text).next().map(Value::deserialize) {
-            None | Some(Ok(Value::Null)) => {}
-            Some(Ok(value)) if value["kind"].as_str().is_some_and(|k| k.ends_with("List")) => {
-                for (index, item) in value["items"].as_array().into_iter().flatten().enumerate() {
-                    self.object(doc, &format!("items[{index}]."), item);
-                }
-            }
-            Some(Ok(value)) => self.object(doc, "", &value),
-            Some(Err(error)) => {
+        match yaml::parse(&doc.text) {
+            Ok(Value::Null) => {}
+            Ok(value) => self.value(doc, "", &value),
+            Err(error) => {
                 let line = doc.line + error.location().map_or(0, |at| at.line().saturating_sub(1));
                 let reason = format!("is no YAML: {error}");
                 let problem = problem("", Severity::Error, "bad-yaml", reason, "correct the syntax");
                 self.findings.push(problem.placed(&doc.file, line, ""));
                 self.unreadable.insert(doc.file.clone());
+            }
+        }
+    }
+
+    /// An object, or the objects of a list.
+    fn value(&mut self, doc: &Document, prefix: &str, value: &Value) {
+        match items(value) {
+            None => self.object(doc, prefix, value),
+            Some(Ok(items)) => {
+                for (index, item) in items.iter().enumerate() {
+                    self.value(doc, &format!("{prefix}items[{index}]."), item);
+                }
+            }
+            Some(Err(reason)) => {
+                let problem =
+                    problem("items", Severity::Error, "wrong-type", reason, "write the objects there");
+                let key = Key { kind: "List".into(), namespace: "".into(), name: "".into() };
+                self.report(doc, prefix, &key, &[problem]);
             }
         }
     }
@@ -197,6 +211,16 @@ impl Load {
         let reason = format!("is refused; the version read before, of {}, stays in effect", stored.file);
         let info = problem("", Severity::Info, "last-good", reason, "correct the errors of this object");
         self.findings.push(info.placed(&stored.file, stored.line, &key.to_string()));
+    }
+}
+
+/// The objects of a list (`kind: List`, `PodList`); none for what is no list, such as another API's `BlockList`.
+fn items(value: &Value) -> Option<Result<&[Value], String>> {
+    let of = value["kind"].as_str()?.strip_suffix("List")?;
+    match &value["items"] {
+        Value::Array(items) => Some(Ok(items)),
+        _ if of.is_empty() || KINDS.contains(&of) => Some(Err("items is missing or no list".into())),
+        _ => None,
     }
 }
 

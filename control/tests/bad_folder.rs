@@ -1,63 +1,40 @@
 //! A folder of mistakes: each is named precisely and harms nothing else.
 #![allow(clippy::unwrap_used, reason = "a test panics, so that the line number survives")]
 
-use std::path::Path;
-
 use control::{
     analyze, compile, compile_folder, finding::Severity, memory::Memory, source::Store, vips::Vips,
 };
 
-/// File, line, field and code of each error.
-const EXPECTED: [(&str, usize, &str, &str); 22] = [
-    ("01-syntax.yaml", 4, "", "bad-yaml"),
-    ("02-no-kind.yaml", 1, "kind", "missing-field"),
-    ("03-no-name.yaml", 2, "metadata.name", "missing-field"),
-    ("04-bad-name.yaml", 3, "metadata.name", "bad-name"),
-    ("05-no-spec.yaml", 1, "spec", "missing-field"),
-    ("06-port-range.yaml", 7, "spec.ports[0].port", "bad-port"),
-    ("07-cluster-ip.yaml", 5, "spec.clusterIP", "bad-address"),
-    ("08-pod-ip.yaml", 7, "status.podIP", "bad-address"),
-    ("09-hosts.yaml", 5, "spec.hosts", "missing-field"),
-    ("10-timeout.yaml", 10, "spec.http[0].timeout", "bad-duration"),
-    ("11-regex.yaml", 10, "spec.http[0].match[0].uri.regex", "bad-regex"),
-    ("12-weights.yaml", 8, "spec.http[0].route", "bad-weight"),
-    ("13-no-route.yaml", 8, "spec.http[0]", "missing-field"),
-    ("14-redirect.yaml", 9, "spec.http[0].redirect.redirectCode", "bad-value"),
-    ("15-abort.yaml", 11, "spec.http[0].fault.abort", "missing-field"),
-    ("16-subset.yaml", 8, "spec.subsets[1].name", "duplicate-subset"),
-    ("17-lb.yaml", 8, "spec.trafficPolicy.loadBalancer.simple", "bad-value"),
-    ("18-mode.yaml", 6, "spec.mtls.mode", "bad-value"),
-    ("19-action.yaml", 5, "spec.action", "bad-value"),
-    ("20-cidr.yaml", 9, "spec.rules[0].from[0].source.ipBlocks[0]", "bad-cidr"),
-    ("21-narrowing.yaml", 8, "spec.rules[0].from[0].source.requestPrincipals", "unsupported-field"),
-    ("22-duplicate.yaml", 3, "metadata.name", "duplicate"),
-];
+#[path = "support/bad.rs"]
+mod bad;
 
-fn bad() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/bad")
-}
+use bad::MISTAKES;
 
 #[test]
-fn every_mistake_is_one_error_with_file_line_and_field() {
-    let report = analyze(&bad());
-    let errors: Vec<_> = report
-        .findings
-        .iter()
-        .filter(|f| f.severity == Severity::Error)
-        .map(|f| (f.file.as_str(), f.line, f.field.as_str(), f.code))
-        .collect();
-    assert_eq!(errors, EXPECTED);
+fn every_mistake_is_one_error_with_file_line_object_field_and_reason() {
+    let report = analyze(&bad::folder());
+    let errors: Vec<_> = report.findings.iter().filter(|f| f.severity == Severity::Error).collect();
+    for (error, (file, line, object, field, code, reason)) in errors.iter().zip(MISTAKES) {
+        let found = (&*error.file, error.line, &*error.object, &*error.field, error.code);
+        assert_eq!(found, (file, line, object, field, code));
+        assert!(error.reason.contains(reason), "{error}");
+    }
+    assert_eq!(errors.len(), MISTAKES.len());
     assert!(report.findings.iter().all(|f| !f.reason.is_empty() && !f.remedy.is_empty()));
 }
 
 #[test]
 fn what_is_good_applies_and_an_unsupported_field_is_named() {
-    let (compiled, report) = compile_folder(&bad());
+    let (compiled, report) = compile_folder(&bad::folder());
     assert_eq!(compiled.services.len(), 1);
     assert_eq!(compiled.services.values().next().unwrap().ports[0].service_port, 80);
     assert!(compiled.workloads.is_empty());
     let closed: Vec<_> = compiled.policies.values().map(|p| (&*p.key.name, p.rules.len())).collect();
-    assert_eq!(closed, [("action", 1), ("cidr", 0), ("narrowing", 0)], "refused policies are closed");
+    assert_eq!(
+        closed,
+        [("action", 1), ("cidr", 0), ("group", 1), ("narrowing", 0)],
+        "refused policies are closed"
+    );
     let mirror = report.findings.iter().find(|f| f.field == "spec.http[0].mirror").unwrap();
     assert_eq!((mirror.severity, mirror.code, mirror.line), (Severity::Warning, "unsupported-field", 14));
 }
@@ -97,6 +74,56 @@ fn a_service_keeps_its_virtual_address_whatever_else_comes() {
     let others: Vec<_> = (0..200).map(|i| again.get(&format!("default/other-{i}"))).collect();
     assert!(first.is_some() && !others.contains(&first));
     assert_eq!(again.get("default/web"), first);
+}
+
+const WEB: &str = "kind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 80}]}\n";
+const DENY: &str = "kind: AuthorizationPolicy\nmetadata: {name: deny}\nspec: {action: DENY, rules: [{}]}\n";
+
+#[test]
+fn no_way_to_begin_a_document_hides_it() {
+    let flow = "{kind: AuthorizationPolicy, metadata: {name: deny}, spec: {action: DENY, rules: [{}]}}";
+    for text in [
+        format!("{WEB}---\n{DENY}"),
+        format!("{WEB}--- # deny everybody\n{DENY}"),
+        format!("{WEB}---\t\n{DENY}"),
+        format!("{WEB}---\r\n{}", DENY.replace('\n', "\r\n")),
+        format!("{WEB}--- {flow}\n"),
+        format!("{WEB}...\n{DENY}"),
+        format!("{WEB}... # end\n---\n{DENY}"),
+        format!("%YAML 1.2\n---\n{WEB}...\n%YAML 1.2\n--- # b\n{DENY}"),
+        format!("\u{feff}---\n{WEB}---\n{DENY}"),
+        format!("kind: List\nitems:\n- {flow}\n---\n{WEB}"),
+        format!("kind: List\nitems:\n- kind: List\n  items: [{flow}]\n---\n{WEB}"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.yaml"), &text).unwrap();
+        let (compiled, report) = compile_folder(folder.path());
+        assert!(report.findings.is_empty(), "{text:?}: {:?}", report.findings);
+        assert_eq!((compiled.services.len(), compiled.policies.len()), (1, 1), "{text:?}");
+    }
+}
+
+#[test]
+fn what_would_be_hidden_in_a_document_is_an_error() {
+    for (text, line, code) in [
+        (format!("{WEB}{DENY}"), 1, "bad-yaml"),
+        (format!("{WEB}\r---\r{DENY}"), 1, "bad-yaml"),
+        ("kind: List\n".into(), 1, "wrong-type"),
+        ("kind: List\nitems: {a: b}\n".into(), 2, "wrong-type"),
+        ("kind: PodList\nitems:\n".into(), 2, "wrong-type"),
+        ("kind: List\nitems: [null]\n".into(), 2, "missing-field"),
+        (
+            "kind: AuthorizationPolicy\nspec: {action: DENY}\nmetadata: {name: a}\nspec: {}\n".into(),
+            1,
+            "bad-yaml",
+        ),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.yaml"), &text).unwrap();
+        let findings = analyze(folder.path()).findings;
+        let found: Vec<_> = findings.iter().map(|f| (f.severity, f.line, f.code)).collect();
+        assert!(found.contains(&(Severity::Error, line, code)), "{text:?}: {findings:?}");
+    }
 }
 
 #[test]

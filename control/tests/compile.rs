@@ -92,7 +92,7 @@ fn a_service_with_an_l7_policy_is_closed_to_everybody_but_its_waypoint() {
     let policy = "kind: AuthorizationPolicy\nmetadata: {name: get}\nspec:\n  targetRefs: [{kind: Service, name: web}]\n  \
                   rules: [{to: [{operation: {methods: [GET]}}]}]\n";
     let compiled = compiled(&[BASE, WAYPOINT, policy]);
-    let name = PolicyName::new("default", "culvert_require_waypoint_web");
+    let name = PolicyName::new("default", "culvert_require_waypoint_web.default.svc.cluster.local");
     assert_eq!(compiled.workloads[&web()].policies, std::slice::from_ref(&name));
     let deny = &compiled.policies[&name];
     assert_eq!((deny.action, deny.scope), (PolicyAction::Deny, PolicyScope::Workload));

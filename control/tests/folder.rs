@@ -1,6 +1,8 @@
 //! The folder under the running control plane: bursts, and being away.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "support/bad.rs"]
+mod bad;
 mod support;
 
 use std::time::Instant;
@@ -79,4 +81,133 @@ async fn a_file_that_cannot_be_read_keeps_its_objects_and_harms_no_other() {
     assert_eq!(running.json("/debug/config").await["workloads"].as_array().unwrap().len(), 2);
     let errors = "culvert_control_findings{code=\"unreadable\",kind=\"other\",severity=\"error\"}";
     assert_eq!(running.metric(errors).await, Some(1.0));
+}
+
+/// A namespace of its own, with a pod, a service, routes and a policy.
+const SHOP: &str = r#"
+kind: Pod
+metadata: {name: web-1, namespace: shop, labels: {app: web}, annotations: {ambient.istio.io/redirection: enabled}}
+spec: {nodeName: node-1, serviceAccountName: web}
+status: {podIP: 10.0.0.7, conditions: [{type: Ready, status: "True"}]}
+---
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {selector: {app: web}, clusterIP: 10.96.0.77, ports: [{name: http, port: 80}]}
+---
+kind: VirtualService
+metadata: {name: vs, namespace: shop}
+spec: {hosts: [web], http: [{route: [{destination: {host: web}}]}]}
+---
+kind: AuthorizationPolicy
+metadata: {name: p, namespace: shop}
+spec: {selector: {matchLabels: {app: web}}, rules: [{from: [{source: {namespaces: [shop]}}]}]}
+"#;
+
+/// What a control plane tells about one namespace.
+async fn told(running: &Running, namespace: &str) -> Vec<String> {
+    let config = running.json("/debug/config").await;
+    let lists = ["workloads", "services", "policies", "routes", "l7_policies", "labels"];
+    let all = lists.iter().flat_map(|list| config[*list].as_array().unwrap());
+    let text = all.map(ToString::to_string);
+    text.filter(|text| text.contains(&format!("{namespace}/")) || text.contains(&format!("\"{namespace}\"")))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_folder_of_mistakes_beside_a_running_mesh_is_named_and_harms_nothing() {
+    let running = Running::start(&[("shop.yaml", SHOP)]).await;
+    // Its waypoint's objects are written and read a moment later.
+    running.until("/debug/config", |_, text| text.contains("\"key\":\"shop/waypoint.shop")).await;
+    let mut agent = running.stream("one").await;
+    let first = agent.open(ADDRESS_TYPE, &[]).await;
+    agent.answer(&first, None).await;
+    let before = told(&running, "shop").await;
+    assert!(before.len() >= 5, "{before:?}");
+    std::fs::create_dir(running.folder.path().join("bad")).unwrap();
+    for file in std::fs::read_dir(bad::folder()).unwrap().map(|entry| entry.unwrap().path()) {
+        std::fs::copy(&file, running.folder.path().join("bad").join(file.file_name().unwrap())).unwrap();
+    }
+    std::fs::rename(running.folder.path().join("bad"), running.cluster().join("bad")).unwrap();
+    running.until("/debug/objects", |_, text| text.contains("26-api-version.yaml")).await;
+    let findings = running.json("/debug/objects").await["findings"].clone();
+    for (file, line, object, field, code, reason) in bad::MISTAKES {
+        let named = findings.as_array().unwrap().iter().any(|f| {
+            (f["file"].as_str(), f["line"].as_u64()) == (Some(&format!("bad/{file}")), Some(line as u64))
+                && [&f["object"], &f["field"], &f["code"]] == [object, field, code]
+                && f["severity"] == "error"
+                && f["reason"].as_str().unwrap().contains(reason)
+        });
+        assert!(named, "{file}: {findings}");
+    }
+    let metrics = running.get("/metrics").await.1;
+    let errors = metrics
+        .lines()
+        .filter(|l| l.starts_with("culvert_control_findings{") && l.contains("severity=\"error\""));
+    let count: f64 = errors.map(|l| l.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum();
+    assert_eq!(count, bad::MISTAKES.len() as f64);
+    assert_eq!(told(&running, "shop").await, before, "the mesh is told the same");
+    let pushed = agent.next().await.unwrap().unwrap();
+    assert_eq!(
+        names(&pushed),
+        ["default/web.default.svc.cluster.local"],
+        "only what is good in the folder came"
+    );
+    assert!(pushed.removed_resources.is_empty());
+    assert_eq!(running.get("/readyz").await.0, 200);
+    std::fs::remove_dir_all(running.cluster().join("bad")).unwrap();
+    running.until("/debug/objects", |_, text| !text.contains("\"error\"")).await;
+    assert_eq!(told(&running, "shop").await, before);
+}
+
+const ROUTES: &str = "kind: VirtualService\nmetadata: {name: vs}\nspec:\n  hosts: [web]\n  http: [{name: good, route: [{destination: {host: web}}]}]\n";
+const WEB: &str = "kind: Service\nmetadata: {name: web}\nspec: {ports: [{name: http, port: 80}]}\n";
+
+/// The name of web's first route.
+async fn route_of_web(running: &Running) -> Option<String> {
+    let routes = running.json("/debug/config").await["routes"].clone();
+    routes[0]["http"][0]["name"].as_str().map(Into::into)
+}
+
+#[tokio::test]
+async fn the_last_good_version_of_a_refused_object_survives_a_restart() {
+    let bad = ROUTES.replace("http: [", "http: [{timeout: soon}, ");
+    let running = Running::start(&[("web.yaml", WEB), ("vs.yaml", ROUTES)]).await;
+    assert_eq!(route_of_web(&running).await.as_deref(), Some("good"));
+    let folder = running.stop().await;
+    std::fs::write(folder.path().join("cluster/vs.yaml"), &bad).unwrap();
+    let running = Running::start_in(folder).await;
+    assert_eq!(route_of_web(&running).await.as_deref(), Some("good"), "it turned bad while nobody looked");
+    running.until("/debug/objects", |_, text| text.contains("last-good")).await;
+    let folder = running.stop().await;
+    std::fs::write(folder.path().join("cluster/vs.yaml"), "kind: [").unwrap();
+    let running = Running::start_in(folder).await;
+    assert_eq!(route_of_web(&running).await.as_deref(), Some("good"), "and is no YAML the next time");
+    running.write("vs.yaml", &ROUTES.replace("good", "better"));
+    running.until("/debug/config", |_, text| text.contains("better")).await;
+    let folder = running.stop().await;
+    std::fs::remove_file(folder.path().join("cluster/vs.yaml")).unwrap();
+    let running = Running::start_in(folder).await;
+    assert_eq!(route_of_web(&running).await, None, "what is deleted is gone");
+    let folder = running.stop().await;
+    std::fs::write(folder.path().join("cluster/vs.yaml"), &bad).unwrap();
+    let running = Running::start_in(folder).await;
+    assert_eq!(route_of_web(&running).await, None, "and what was gone has no good version");
+}
+
+#[tokio::test]
+async fn of_a_list_each_object_has_its_own_last_good_version_after_a_restart() {
+    let entry = |name: &str, port: &str| {
+        format!(
+            "- kind: Service\n  metadata: {{name: {name}}}\n  spec: {{clusterIP: None, ports: [{{port: {port}}}]}}\n"
+        )
+    };
+    let list = |a: &str, b: &str| format!("kind: List\nitems:\n{}{}", entry("a", a), entry("b", b));
+    let running = Running::start(&[("list.yaml", &list("81", "82"))]).await;
+    running.write("list.yaml", &list("eighty", "83"));
+    running.until("/debug/objects", |_, text| text.contains("last-good")).await;
+    let running = Running::start_in(running.stop().await).await;
+    let services = running.json("/debug/config").await["services"].clone();
+    let ports: Vec<_> =
+        services.as_array().unwrap().iter().map(|s| s["ports"][0]["service_port"].as_u64()).collect();
+    assert_eq!(ports, [Some(81), Some(83)]);
 }

@@ -122,7 +122,7 @@ fn a_refused_policy_of_a_service_closes_the_service() {
 }
 
 fn require_waypoint() -> PolicyName {
-    PolicyName::new("default", "culvert_require_waypoint_web")
+    PolicyName::new("default", "culvert_require_waypoint_web.default.svc.cluster.local")
 }
 
 #[test]

@@ -182,3 +182,53 @@ async fn an_agent_learns_a_policy_before_the_workload_that_names_it() {
     assert_eq!(went[0].removed_resources, ["Kubernetes//Pod/default/web-1"]);
     assert_eq!(went[1].removed_resources, ["default/p"]);
 }
+
+#[tokio::test]
+async fn a_stream_without_a_known_token_is_refused_and_told_nothing() {
+    let running = Running::start(&[("pod.yaml", POD)]).await;
+    for (token, reason) in [
+        (None, "there is no bearer token"),
+        (Some("nobody"), "the token is not known"),
+        (Some(""), "the token is not known"),
+    ] {
+        let refused = running.try_stream(token).await.map(drop).unwrap_err();
+        assert_eq!((refused.code(), refused.message()), (Code::Unauthenticated, reason), "{token:?}");
+    }
+    assert_eq!(running.json("/debug/clients").await.as_array().unwrap().len(), 0, "nobody is connected");
+    assert_eq!(
+        names(&running.stream("one").await.open(ADDRESS_TYPE, &[]).await),
+        [UID],
+        "a known one is told"
+    );
+    std::fs::remove_file(running.folder.path().join("tokens.yaml")).unwrap();
+    let refused = running.try_stream(Some("one")).await.map(drop).unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated, "without the tokens file nobody is known");
+}
+
+#[tokio::test]
+async fn a_name_that_a_client_demands_is_sent_or_said_to_be_gone() {
+    let running = Running::start(&[("pod.yaml", POD)]).await;
+    let mut talk = running.stream("one").await;
+    let demand = |names: &[&str], nonce: &str| DeltaDiscoveryRequest {
+        type_url: ADDRESS_TYPE.into(),
+        resource_names_subscribe: names.iter().map(ToString::to_string).collect(),
+        response_nonce: nonce.into(),
+        ..Default::default()
+    };
+    talk.say(demand(&["*"], "")).await;
+    let first = talk.next().await.unwrap().unwrap();
+    assert_eq!(
+        (names(&first), first.removed_resources.len()),
+        (vec![UID], 0),
+        "everything, and nothing twice"
+    );
+    talk.say(demand(&["/10.0.0.1", "/10.9.9.9", "default/none.example.com"], &first.nonce)).await;
+    let answer = talk.next().await.unwrap().unwrap();
+    assert_eq!(names(&answer), [UID], "by its address");
+    assert_eq!(answer.removed_resources, ["/10.9.9.9", "default/none.example.com"]);
+    running.until("/debug/clients", |_, text| text.contains("\"acks\":1")).await;
+    let mut later = running.stream("one").await;
+    later.say(demand(&["nowhere"], "")).await;
+    let both = [later.next().await.unwrap().unwrap(), later.next().await.unwrap().unwrap()];
+    assert_eq!((names(&both[0]), &both[1].removed_resources[..]), (vec![UID], &["nowhere".to_string()][..]));
+}

@@ -2,8 +2,9 @@
 //!
 //! Fails closed, and in one place more strictly than ztunnel: a workload that names a policy which
 //! is not in the snapshot is denied (`PolicyUnknown`) instead of the policy being skipped. Callers
-//! may hold a new connection for a moment until the policy arrives; see the decision record on
-//! missing policy references.
+//! may hold a connection for a moment until the policy arrives ([`Reason::hold`]); what a known policy
+//! denies is denied first, so that nobody waits for that. See the decision record on missing policy
+//! references.
 
 #[cfg(test)]
 mod oracle;
@@ -50,7 +51,7 @@ pub enum Allowed {
 
 /// Decides whether a connection to `destination` is allowed.
 ///
-/// Order: unknown policy → deny; any DENY that matches → deny; no ALLOW applies → allow; any ALLOW
+/// Order: any DENY that matches → deny; unknown policy → deny; no ALLOW applies → allow; any ALLOW
 /// that matches → allow; deny. Dry-run policies never decide. Fails closed.
 ///
 /// # Errors
@@ -71,10 +72,11 @@ pub fn check_traced(
     trace: &mut impl Trace,
 ) -> Result<Allowed, Refusal> {
     let mut named = Vec::with_capacity(destination.policies.len());
+    let mut missing = None;
     for name in &destination.policies {
         match snapshot.policy(name) {
             Some(policy) => named.push(policy),
-            None => return Err(unknown(destination, name)),
+            None => missing = missing.or(Some(name)),
         }
     }
     let candidates = || snapshot.scoped_policies(&destination.namespace).chain(named.iter().copied());
@@ -85,6 +87,9 @@ pub fn check_traced(
         if hit && !policy.dry_run {
             return Err(denied(policy, facts));
         }
+    }
+    if let Some(name) = missing {
+        return Err(unknown(destination, name));
     }
     let mut any_allow = None;
     for policy in candidates().filter(|p| p.action == PolicyAction::Allow) {

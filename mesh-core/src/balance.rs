@@ -216,10 +216,14 @@ fn draw(candidates: &[Endpoint], mut at: u64) -> Option<&Endpoint> {
 }
 
 fn lighter<'a>(a: &'a Endpoint, b: &'a Endpoint, load: &impl LoadView) -> &'a Endpoint {
+    if busier(a, b, load) { b } else { a }
+}
+
+/// Whether `a` has more flows for its capacity than `b`. False when they are equally busy, idle ones
+/// above all: the draw was by capacity already, and to weigh it twice would starve the smaller one.
+pub(crate) fn busier(a: &Endpoint, b: &Endpoint, load: &impl LoadView) -> bool {
     let flows = |e: &Endpoint| load.open_flows(&e.workload.uid).map(u64::from);
-    let (Some(x), Some(y)) = (flows(a), flows(b)) else { return a };
-    // (x + 1) / capacity compared without division
-    let left = (x + 1) * u64::from(b.workload.capacity);
-    let right = (y + 1) * u64::from(a.workload.capacity);
-    if right < left { b } else { a }
+    let (Some(x), Some(y)) = (flows(a), flows(b)) else { return false };
+    // x / capacity compared without division
+    x * u64::from(b.workload.capacity) > y * u64::from(a.workload.capacity)
 }

@@ -28,7 +28,7 @@ pub use self::{
     explain::explain_routes,
     fault::{FaultDecision, fault},
     flags::ResponseFlag,
-    pattern::PatternError,
+    pattern::{PatternError, match_error, substitution_error},
     retry::{Failure, Retry, RetryStep},
     rewrite::{Rewritten, location, rewrite},
     route::{CompiledRoute, CompiledRoutes, Matched, RouteDecision, choose, route, tcp_route},
@@ -77,7 +77,7 @@ pub struct Client<'a> {
 pub struct RequestFacts<'a> {
     /// Who asks.
     pub client: Client<'a>,
-    /// Method; empty for plain TCP, for which L7 conditions never hold.
+    /// Method; empty for plain TCP: what a policy asks of HTTP then denies, and never allows.
     pub method: &'a str,
     /// `http` or `https`.
     pub scheme: &'a str,

@@ -1,6 +1,6 @@
 //! How a connection or request ended: closed sets, used as metric labels and log values.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -107,6 +107,19 @@ reasons! {
     FaultInjected => "fault_injected",
     /// Our own error; a bug or an exhausted resource.
     Internal => "internal",
+}
+
+impl Reason {
+    /// How long a new connection is held before it is refused for this reason, because what is missing
+    /// normally follows within milliseconds; none when waiting cannot help. A policy's hold also bounds
+    /// how long an open connection goes on without it.
+    pub fn hold(self) -> Option<Duration> {
+        match self {
+            Self::WorkloadUnknown => Some(Duration::from_secs(5)),
+            Self::PolicyUnknown => Some(Duration::from_secs(1)),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Reason {

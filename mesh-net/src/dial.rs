@@ -82,3 +82,42 @@ pub(crate) fn tune(socket: &Socket) -> io::Result<()> {
     let keepalive = TcpKeepalive::new().with_time(every).with_interval(every).with_retries(9);
     socket.set_tcp_keepalive(&keepalive)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        net::{Ipv4Addr, Ipv6Addr, TcpListener},
+        os::fd::AsFd,
+    };
+
+    use super::*;
+
+    /// Whether keepalive is on, and its time, interval and probes.
+    fn keepalive(socket: &impl AsFd) -> (bool, Duration, Duration, u32) {
+        let socket = SockRef::from(socket);
+        let (time, interval) = (socket.tcp_keepalive_time(), socket.tcp_keepalive_interval());
+        let probes = socket.tcp_keepalive_retries().unwrap();
+        (socket.keepalive().unwrap(), time.unwrap(), interval.unwrap(), probes)
+    }
+
+    const ISTIOS: (bool, Duration, Duration, u32) =
+        (true, Duration::from_secs(180), Duration::from_secs(180), 9);
+
+    #[tokio::test]
+    async fn accepted_and_dialled_connections_have_istios_keepalive_and_those_to_the_application_none() {
+        for local in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
+            let listener: TcpListener = crate::listen::listen(0, false).unwrap();
+            let to = SocketAddr::new(local, listener.local_addr().unwrap().port());
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            let dialled = connect(socket(to, None).unwrap(), to).await.unwrap();
+            let (accepted, _) = listener.accept().await.unwrap();
+            for stream in [&dialled, &accepted] {
+                assert_eq!(keepalive(stream), ISTIOS, "{local}");
+                assert!(stream.nodelay().unwrap());
+            }
+            let application = connect(local_socket(to, None).unwrap(), to).await.unwrap();
+            assert!(!keepalive(&application).0, "its end is in the same kernel");
+            assert!(application.nodelay().unwrap());
+        }
+    }
+}

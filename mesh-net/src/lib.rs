@@ -8,6 +8,7 @@ pub mod hbone;
 pub mod listen;
 pub mod load;
 pub mod relay;
+pub mod resolve;
 pub mod store;
 pub mod task;
 pub mod telemetry;

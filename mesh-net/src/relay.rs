@@ -11,6 +11,7 @@ use socket2::SockRef;
 use tokio::{
     io::Interest,
     net::{TcpStream, tcp::ReadHalf},
+    task::consume_budget,
 };
 use tokio_util::io::poll_read_buf;
 
@@ -44,19 +45,20 @@ enum Side {
 }
 
 /// Copies between an application's socket and a tunnel until both directions ended. `sent` counts
-/// bytes into the tunnel. A reset of either side resets the other.
+/// bytes into the tunnel. A reset of either side resets the other; dropped before the end it resets both.
 ///
 /// # Errors
 /// `near` is the reason when the socket fails, `far` when the tunnel does.
 pub async fn tunnel(
-    mut tcp: TcpStream,
+    tcp: TcpStream,
     mut stream: HboneStream,
     counters: &Counters,
     near: Reason,
     far: Reason,
 ) -> Result<(), Broken> {
+    let mut tcp = Ending::new(tcp);
     let (up, down) = (&mut stream.up, &mut stream.down);
-    let (mut reader, writer) = tcp.split();
+    let (mut reader, writer) = tcp.socket.split();
     let sending = async {
         let mut size = MIN_BUFFER;
         loop {
@@ -76,7 +78,10 @@ pub async fn tunnel(
                     add(&counters.sent, bytes.len());
                     up.send(bytes).map_err(Side::Far)?;
                 }
-                None => up.give_back(),
+                None => {
+                    up.give_back();
+                    consume_budget().await;
+                }
             }
         }
     };
@@ -90,41 +95,67 @@ pub async fn tunnel(
         end(writer.as_ref()).map_err(Side::Tcp)
     };
     match tokio::try_join!(sending, receiving) {
-        Ok(_) => Ok(()),
+        Ok(_) => {
+            tcp.in_order = true;
+            Ok(())
+        }
         Err(side) => {
             stream.reset();
             let (reason, source) = match side {
                 Side::Tcp(source) => (near, source),
                 Side::Far(source) => (far, source),
             };
-            abort(&tcp);
             Err(Broken { reason, source })
         }
     }
 }
 
-/// Copies between two sockets until both directions ended. A reset of either side resets the other.
+/// Copies between two sockets until both directions ended. A reset of either side resets the other;
+/// dropped before the end it resets both.
 ///
 /// # Errors
 /// `ClientReset` when reading from or writing to `client` fails, else `UpstreamReset`.
-pub async fn plain(
-    mut client: TcpStream,
-    mut upstream: TcpStream,
-    counters: &Counters,
-) -> Result<(), Broken> {
-    let ((from_client, to_client), (from_upstream, to_upstream)) = (client.split(), upstream.split());
+pub async fn plain(client: TcpStream, upstream: TcpStream, counters: &Counters) -> Result<(), Broken> {
+    let (mut client, mut upstream) = (Ending::new(client), Ending::new(upstream));
+    let (from_client, to_client) = client.socket.split();
+    let (from_upstream, to_upstream) = upstream.socket.split();
     let result = tokio::try_join!(
         copy(from_client, to_upstream.as_ref(), &counters.sent, Side::Tcp, Side::Far),
         copy(from_upstream, to_client.as_ref(), &counters.received, Side::Far, Side::Tcp),
     );
     let (reason, source) = match result {
-        Ok(_) => return Ok(()),
+        Ok(_) => {
+            (client.in_order, upstream.in_order) = (true, true);
+            return Ok(());
+        }
         Err(Side::Tcp(source)) => (Reason::ClientReset, source),
         Err(Side::Far(source)) => (Reason::UpstreamReset, source),
     };
-    abort(&client);
-    abort(&upstream);
     Err(Broken { reason, source })
+}
+
+/// A socket that is closed with a reset unless it ended in order, also when its flow is told to end or
+/// its task is dropped: nobody must take what came so far for all there is.
+struct Ending {
+    socket: TcpStream,
+    in_order: bool,
+}
+
+impl Ending {
+    fn new(socket: TcpStream) -> Self {
+        Self { socket, in_order: false }
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if self.in_order {
+            return;
+        }
+        if let Err(error) = SockRef::from(&self.socket).set_linger(Some(Duration::ZERO)) {
+            tracing::debug!(%error, "socket cannot be reset");
+        }
+    }
 }
 
 async fn copy(
@@ -143,7 +174,7 @@ async fn copy(
                 write_all(to, &bytes).await.map_err(writing)?;
                 add(counter, bytes.len());
             }
-            None => {}
+            None => consume_budget().await,
         }
     }
 }
@@ -161,6 +192,9 @@ async fn failure(tcp: &TcpStream) -> io::Error {
 }
 
 /// Reads what is there, up to `room`; none when nothing is, empty at the end. `size` follows the load.
+///
+/// None comes also when tokio's budget for one turn of the task is used up, with the socket still
+/// readable: who asks again without giving way ([`consume_budget`]) would never end.
 ///
 /// A read that does not fill the buffer has emptied the socket: tokio then waits for the next event
 /// without another system call, which `try_read` would need to find that out.
@@ -189,13 +223,6 @@ fn end(tcp: &TcpStream) -> io::Result<()> {
     match SockRef::from(tcp).shutdown(Shutdown::Write) {
         Err(error) if error.kind() != io::ErrorKind::NotConnected => Err(error),
         _ => Ok(()),
-    }
-}
-
-/// Makes closing send a RST.
-fn abort(tcp: &TcpStream) {
-    if let Err(error) = SockRef::from(tcp).set_linger(Some(Duration::ZERO)) {
-        tracing::debug!(%error, "socket cannot be reset");
     }
 }
 

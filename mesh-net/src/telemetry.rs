@@ -1,6 +1,7 @@
 //! Metrics with Istio's names and labels, so that Kiali and Istio's dashboards work, and the access log.
 
 pub mod access;
+pub mod sets;
 pub mod tcp;
 
 use prometheus::{IntGaugeVec, Opts, Registry};

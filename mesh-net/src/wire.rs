@@ -5,6 +5,8 @@
 
 pub mod l7;
 pub mod policy;
+#[cfg(test)]
+mod tests;
 pub mod workload;
 
 use std::net::IpAddr;

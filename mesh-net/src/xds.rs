@@ -7,6 +7,7 @@
 mod backoff;
 mod decode;
 mod endpoint;
+mod stand_in;
 mod state;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};

@@ -79,6 +79,15 @@ pub fn objects(cluster: &Path, kind: &str) -> Vec<Value> {
     found
 }
 
+/// Whether every file of the folder is YAML.
+pub fn is_readable(cluster: &Path) -> bool {
+    files(cluster).iter().all(|file| {
+        fs::read_to_string(file).is_ok_and(|text| {
+            serde_norway::Deserializer::from_str(&text).all(|document| Value::deserialize(document).is_ok())
+        })
+    })
+}
+
 fn files(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let mut found = Vec::new();

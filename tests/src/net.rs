@@ -36,7 +36,7 @@ pub fn namespace(name: &str) -> Result<()> {
 /// Makes the bridge between nodes in a fresh namespace.
 pub fn underlay(name: &str) -> Result<()> {
     namespace(name)?;
-    ip_in(name, "link add br0 type bridge")?;
+    ip_in(name, "link add br0 address 02:00:00:00:01:00 type bridge")?;
     ip_in(name, &format!("addr add {UNDERLAY}/24 dev br0"))?;
     ip_in(name, "addr add fd00:30::fe/64 dev br0 nodad")?;
     ip_in(name, "link set br0 up")?;
@@ -54,7 +54,9 @@ pub fn node(underlay: &str, name: &str, index: u8, nodes: u8) -> Result<()> {
     ip_in(name, &format!("addr add {}/24 dev eth0", node_address(index)))?;
     ip_in(name, &format!("addr add {}/64 dev eth0 nodad", node_address6(index)))?;
     ip_in(name, "link set eth0 up")?;
-    ip_in(name, "link add cni0 type bridge")?;
+    // A bridge without an address of its own takes the lowest of its ports', and another one when a pod
+    // comes or goes: its neighbours would then talk to nobody for some seconds.
+    ip_in(name, &format!("link add cni0 address 02:00:00:00:02:{index:02x} type bridge"))?;
     ip_in(name, &format!("addr add 10.244.{index}.1/24 dev cni0"))?;
     ip_in(name, &format!("addr add fd00:244:{index}::1/64 dev cni0 nodad"))?;
     ip_in(name, "link set cni0 up")?;

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
 
@@ -86,13 +86,22 @@ impl Process {
         let _ = self.child.wait();
     }
 
-    /// SIGTERM, then SIGKILL after `limit`.
-    pub fn terminate(&mut self, limit: Duration) {
+    /// SIGTERM, and waits for nothing.
+    pub fn ask_to_end(&self) {
         if let Ok(pid) = i32::try_from(self.child.id()) {
             let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
-        let ended = wait::until(limit, "a process to end", || (!self.is_running()).then_some(()));
-        if ended.is_err() {
+    }
+
+    /// Waits until it has ended by itself.
+    pub fn ended(&mut self, limit: Duration) -> Result<ExitStatus> {
+        wait::until(limit, "a process to end", || self.child.try_wait().ok().flatten())
+    }
+
+    /// SIGTERM, then SIGKILL after `limit`.
+    pub fn terminate(&mut self, limit: Duration) {
+        self.ask_to_end();
+        if self.ended(limit).is_err() {
             self.kill();
         }
     }

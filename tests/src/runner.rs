@@ -1,7 +1,12 @@
 //! The node runner: stands in for scheduler and kubelet. It turns Deployments into pods with the
 //! real programs, reports them as Pod objects, and writes the pods' hosts files from the services.
 
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -13,26 +18,46 @@ use crate::{
     world::{Pod, World},
 };
 
+/// Label of every pod of a Deployment.
+const TEMPLATE_HASH: &str = "pod-template-hash";
 /// How long a waypoint may take to be ready.
 const READY: Duration = Duration::from_secs(20);
 
-/// Makes the pods that Deployments ask for and that do not exist yet; returns their names.
+/// Makes the pods that Deployments ask for and that do not exist yet, and removes those whose
+/// Deployment is gone; returns the names of the new ones.
 pub fn reconcile(world: &mut World) -> Result<Vec<String>> {
     let mut made = Vec::new();
+    let mut wanted = BTreeSet::new();
     for deployment in manifest::objects(&world.cluster(), "Deployment") {
         let namespace = deployment["metadata"]["namespace"].as_str().unwrap_or("default").to_string();
         let name = deployment["metadata"]["name"].as_str().context("a deployment has a name")?.to_string();
         let replicas = deployment["spec"]["replicas"].as_u64().unwrap_or(1);
         for replica in 0..replicas {
             let pod = format!("{name}-0-{replica}");
+            wanted.insert(format!("{namespace}/{pod}"));
             if !world.pods.contains_key(&format!("{namespace}/{pod}")) {
                 start(world, &namespace, &pod, &format!("{name}-0"), &deployment)?;
                 made.push(format!("{namespace}/{pod}"));
             }
         }
     }
+    // What cannot be read may be what asks for them.
+    if manifest::is_readable(&world.cluster()) {
+        remove_unwanted(world, &wanted)?;
+    }
     world.save()?;
     Ok(made)
+}
+
+fn remove_unwanted(world: &mut World, wanted: &BTreeSet<String>) -> Result<()> {
+    let ours = |pod: &Pod| pod.labels.contains_key(TEMPLATE_HASH);
+    let gone: Vec<Pod> = world
+        .pods
+        .iter()
+        .filter(|(key, pod)| ours(pod) && !wanted.contains(*key))
+        .map(|(_, pod)| pod.clone())
+        .collect();
+    gone.iter().try_for_each(|pod| world.delete_pod(&pod.namespace, &pod.name))
 }
 
 /// Node for a pod: named by the template's `nodeName`, else the next in turn.
@@ -50,7 +75,7 @@ fn start(world: &mut World, namespace: &str, name: &str, owner: &str, deployment
     let mut pod = world.add_pod(namespace, name, node, account)?;
     pod.labels = labels(&template["metadata"]["labels"]);
     // As the deployment controller does; names of workloads come from it.
-    pod.labels.insert("pod-template-hash".to_string(), "0".to_string());
+    pod.labels.insert(TEMPLATE_HASH.to_string(), "0".to_string());
     world.pods.insert(format!("{namespace}/{name}"), pod.clone());
     let container = spec["containers"][0].clone();
     let file = format!("pods/{}/{namespace}.{name}.yaml", pod.node_name());

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitStatus},
     time::Duration,
 };
 
@@ -369,6 +369,19 @@ impl World {
         }
     }
 
+    /// SIGTERM to a node's agent; it drains.
+    pub fn terminate_agent(&self, index: u8) {
+        self.agents.get(&index).inspect(|agent| agent.ask_to_end());
+    }
+
+    /// Waits until a node's agent has ended by itself, and says how.
+    pub fn agent_ended(&mut self, index: u8, limit: Duration) -> Result<ExitStatus> {
+        let agent = self.agents.get_mut(&index).context("no agent runs on this node")?;
+        let status = agent.ended(limit);
+        self.agents.remove(&index);
+        status
+    }
+
     fn ready(&self, program: &str, limit: Duration, probe: impl FnMut() -> Option<()>) -> Result<()> {
         wait::until(limit, &format!("{program} to be ready"), probe)
             .with_context(|| format!("last lines of {program}:\n{}", self.tail(program)))
@@ -384,6 +397,16 @@ impl World {
     /// GET on a node agent's admin endpoint, from the node itself.
     pub fn agent_get(&self, index: u8, path: &str) -> Result<String> {
         get(&self.node_place(index), &format!("http://127.0.0.1:{AGENT_ADMIN}{path}"))
+    }
+
+    /// Status and text of a node agent's `/readyz`; status 0 when nobody answers.
+    pub fn agent_readiness(&self, index: u8) -> Result<(u16, String)> {
+        let url = format!("http://127.0.0.1:{AGENT_ADMIN}/readyz");
+        let mut curl = self.node_place(index).command("curl")?;
+        let out = curl.args(["-s", "--max-time", "5", "-w", "\n%{http_code}", &url]).output()?;
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        let (body, status) = text.rsplit_once('\n').context("curl prints a status")?;
+        Ok((status.parse()?, body.to_string()))
     }
 
     /// GET on the control plane's admin endpoint.

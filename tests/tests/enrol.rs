@@ -1,22 +1,32 @@
 //! How pods enter and leave the mesh: alive, in numbers, and with the agent killed at every step.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::time::{Duration, Instant};
+use std::{
+    net::TcpStream,
+    time::{Duration, Instant},
+};
 
 use harness::{
     capture::Capture,
     echo::{Echo, ask, say},
+    manifest,
     mesh::{LIMIT, MESHED, Mesh, PLAIN, agent},
     peer::{FAMILIES, Family, Peer},
     require, runner, wait,
+    world::World,
 };
 
 /// A namespace that a test labels when it wants.
 const LATE: &str = "late";
 
 fn mesh(name: &str) -> Option<Mesh> {
+    mesh_with(name, &[])
+}
+
+fn mesh_with(name: &str, words: &[&str]) -> Option<Mesh> {
     require::root(name).then(|| {
         let mut mesh = Mesh::without_agents().unwrap();
+        mesh.world.agent_words = words.iter().map(ToString::to_string).collect();
         mesh.world.agent_filter = "info,agent::supervisor=debug".into();
         mesh.label(LATE, false).unwrap();
         mesh.world.start_control().unwrap();
@@ -81,6 +91,154 @@ fn a_running_pod_is_enrolled_and_withdrawn_while_its_open_connections_live_on_in
     }
 }
 
+/// Every way through the agent of `app`'s node, in both families; a byte has gone each way.
+fn ways(app: &Peer, others: [&Peer; 2]) -> Vec<TcpStream> {
+    let pairs = others.into_iter().flat_map(|other| [(app, other), (other, app)]);
+    let open = pairs.flat_map(|(from, to)| FAMILIES.map(|family| from.connect(to.at(family, 80)).unwrap()));
+    open.inspect(|stream| drop(say(stream).unwrap())).collect()
+}
+
+/// Uses connections again and again for some time.
+fn live_on(streams: &[TcpStream], time: Duration) {
+    let start = Instant::now();
+    wait::until(LIMIT, "time to pass", || {
+        streams.iter().for_each(|stream| drop(say(stream).unwrap()));
+        (start.elapsed() > time).then_some(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn connections_of_a_pod_that_left_the_mesh_alive_have_no_deadline_and_end_without_harm_to_newer_ones() {
+    let name =
+        "connections_of_a_pod_that_left_the_mesh_alive_have_no_deadline_and_end_without_harm_to_newer_ones";
+    let Some(mut mesh) = mesh_with(name, &["--drain-seconds", "1"]) else { return };
+    let web = mesh.pod(MESHED, "web", 1).unwrap();
+    let far = mesh.pod(PLAIN, "far", 1).unwrap();
+    let app = mesh.pod(LATE, "app", 0).unwrap();
+    let _servers = [(&web, "web"), (&far, "far"), (&app, "app")]
+        .map(|(peer, name)| Echo::serve(peer, 80, name).unwrap());
+    mesh.label(LATE, true).unwrap();
+    mesh.enrolled(&[&web, &app]).unwrap();
+    let mark = mesh.mark(agent(0));
+    let first = ways(&app, [&web, &far]);
+    mesh.label(LATE, false).unwrap();
+    left(&mesh, &app);
+    // Far longer than the listeners stay and an agent that stops would wait.
+    live_on(&first, Duration::from_secs(6));
+    assert_eq!(mesh.standing(0, "draining"), 1);
+    mesh.label(LATE, true).unwrap();
+    mesh.enrolled(&[&app]).unwrap();
+    let second = ways(&app, [&web, &far]);
+    live_on(&first, Duration::ZERO);
+    drop(first);
+    live_on(&second, Duration::from_secs(3));
+    mesh.label(LATE, false).unwrap();
+    left(&mesh, &app);
+    live_on(&second, Duration::from_secs(4));
+    drop(second);
+    wait::until(LIMIT, "the pod to have left", || {
+        (mesh.standing(0, "draining") + mesh.standing(0, "active") == 0).then_some(())
+    })
+    .unwrap();
+    let new = mesh.log(agent(0)).split_off(mark.offset());
+    assert!(!new.contains("drain_deadline") && !new.contains("reason="), "{new}");
+}
+
+#[test]
+fn a_folder_that_vanishes_under_strict_lets_no_pod_send_plaintext_though_the_agent_starts_meanwhile() {
+    let name =
+        "a_folder_that_vanishes_under_strict_lets_no_pod_send_plaintext_though_the_agent_starts_meanwhile";
+    let Some(mut mesh) = mesh(name) else { return };
+    let client = mesh.pod(MESHED, "client", 0).unwrap();
+    let web = mesh.pod(MESHED, "web", 1).unwrap();
+    let far = mesh.pod(PLAIN, "far", 1).unwrap();
+    let _servers = [Echo::serve(&web, 80, "web").unwrap(), Echo::serve(&far, 80, "far").unwrap()];
+    mesh.enrolled(&[&client, &web]).unwrap();
+    mesh.apply(STRICT).unwrap();
+    let open = client.connect(web.at(Family::V4, 80)).unwrap();
+    say(&open).unwrap();
+    let capture = Capture::start(&mesh.world.underlay(), "br0", mesh.world.root.join("away.pcap")).unwrap();
+    let (home, away) = (mesh.world.cluster(), mesh.world.root.join("elsewhere"));
+    let marks = [0, 1].map(|node| mesh.mark(agent(node)));
+    std::fs::rename(&home, &away).unwrap();
+    for mark in &marks {
+        mesh.logged(mark, &["cluster folder is not known in full", "cannot be read"]).unwrap();
+    }
+    let on = |mesh: &Mesh| {
+        assert_eq!(mesh.captured(0), [client.pod.ip.as_str()]);
+        FAMILIES.iter().for_each(|family| drop(mesh.reaches(&client, web.at(*family, 80)).unwrap()));
+        say(&open).unwrap();
+    };
+    let start = Instant::now();
+    wait::until(LIMIT, "time to pass", || {
+        on(&mesh);
+        (start.elapsed() > Duration::from_secs(2)).then_some(())
+    })
+    .unwrap();
+    // An agent that starts now knows of no pod, and leaves what is captured as it is.
+    mesh.world.kill_agent(0);
+    let mark = mesh.mark(agent(0));
+    mesh.world.spawn_agent(0).unwrap();
+    mesh.logged(&mark, &["cluster folder is not known in full"]).unwrap();
+    wait::until(LIMIT, "readiness to be answered", || {
+        let (status, text) = mesh.world.agent_readiness(0).ok()?;
+        (status == 503 && text.contains("pods of this node")).then_some(())
+    })
+    .unwrap();
+    assert_eq!(mesh.captured(0), [client.pod.ip.as_str()]);
+    for family in FAMILIES {
+        assert!(ask(&client, web.at(family, 80)).is_err() && ask(&client, far.at(family, 80)).is_err());
+    }
+    let seen = capture.stop().unwrap();
+    assert_eq!(seen.packets_of_port(80), 0, "plaintext left the node");
+    assert!(seen.packets_of_port(15008) > 0);
+    std::fs::rename(&away, &home).unwrap();
+    wait::until(LIMIT, "the pod to be active", || (mesh.standing(0, "active") == 1).then_some(())).unwrap();
+    FAMILIES.iter().for_each(|family| drop(mesh.reaches(&client, web.at(*family, 80)).unwrap()));
+}
+
+/// A pod whose account cannot be part of an identity: the authority refuses it a certificate.
+fn odd(mesh: &mut Mesh, name: &str) -> Peer {
+    let pod = mesh.world.add_pod(MESHED, name, 0, &format!("{name}/account")).unwrap();
+    let peer = Peer::start(pod.clone(), &mesh.world.programs, &mesh.world.log_file(name)).unwrap();
+    let container = serde_json::json!({"name": name, "image": "test"});
+    mesh.world.write(&World::pod_file(&pod), &manifest::pod(&pod, None, &container, true)).unwrap();
+    peer
+}
+
+#[test]
+fn a_pod_whose_certificate_is_refused_stays_blocked_and_is_named_and_the_node_is_ready_all_the_same() {
+    let name =
+        "a_pod_whose_certificate_is_refused_stays_blocked_and_is_named_and_the_node_is_ready_all_the_same";
+    let Some(mut mesh) = mesh(name) else { return };
+    mesh.world.kill_agent(0);
+    let far = mesh.pod(PLAIN, "far", 1).unwrap();
+    let _server = Echo::serve(&far, 80, "far").unwrap();
+    let good = mesh.pod(MESHED, "good", 0).unwrap();
+    // They ran before the agent: it is ready when it has dealt with both.
+    let early = odd(&mut mesh, "early");
+    let mark = mesh.mark(agent(0));
+    mesh.world.start_agent(0).unwrap();
+    mesh.enrolled(&[&good]).unwrap();
+    let late = odd(&mut mesh, "late");
+    for peer in [&early, &late] {
+        let name = format!("shop/{}", peer.pod.name);
+        mesh.logged(&mark, &["no certificate", &name, "refused"]).unwrap();
+        let config = mesh.world.agent_get(0, "/debug/config").unwrap();
+        let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+        let shown = config["pods"].as_array().unwrap().iter().find(|pod| pod["pod"] == *name).unwrap();
+        assert_eq!(shown["state"], "listening", "{shown}");
+        let reason = shown["reason"].as_str().unwrap();
+        assert!(reason.contains("certificate authority refused spiffe://"), "{reason}");
+        assert!(!runner::is_enrolled(&mesh.world, &peer.pod));
+    }
+    // Who starts in the mesh is blocked until it is in; the pod beside it is not.
+    assert!(ask(&late, far.at(Family::V4, 80)).is_err() && ask(&late, far.at(Family::V6, 80)).is_err());
+    mesh.reaches(&good, far.at(Family::V4, 80)).unwrap();
+    assert_eq!(mesh.world.agent_readiness(0).unwrap().0, 200);
+}
+
 #[test]
 fn a_deleted_pod_leaves_nothing_in_the_kernel_and_disturbs_nobody() {
     let Some(mut mesh) = mesh("a_deleted_pod_leaves_nothing_in_the_kernel_and_disturbs_nobody") else {
@@ -105,6 +263,49 @@ fn a_deleted_pod_leaves_nothing_in_the_kernel_and_disturbs_nobody() {
     mesh.logged(&mark, &["reason=\"pod_gone\""]).unwrap();
     say(&stays).unwrap();
     mesh.reaches(&client, web.at(Family::V6, 80)).unwrap();
+}
+
+#[test]
+fn a_pod_that_is_deleted_while_no_agent_runs_or_one_dies_over_it_is_forgotten_by_the_next_one() {
+    let name = "a_pod_that_is_deleted_while_no_agent_runs_or_one_dies_over_it_is_forgotten_by_the_next_one";
+    let Some(mut mesh) = mesh(name) else { return };
+    let web = mesh.pod(MESHED, "web", 1).unwrap();
+    let stays = mesh.pod(MESHED, "stays", 0).unwrap();
+    let _server = Echo::serve(&web, 80, "web").unwrap();
+    mesh.enrolled(&[&web, &stays]).unwrap();
+    for step in [None, Some("CloseFlows"), Some("CleanUp")] {
+        let victim = mesh.pod(MESHED, "victim", 0).unwrap();
+        mesh.enrolled(&[&victim]).unwrap();
+        mesh.reaches(&victim, web.at(Family::V4, 80)).unwrap();
+        let address = victim.pod.ip.clone();
+        // Its helper holds its network open.
+        drop(victim);
+        if let Some(step) = step {
+            let mark = mesh.mark(agent(0));
+            mesh.world.delete_pod(MESHED, "victim").unwrap();
+            mesh.logged(&mark, &["enrolment", &format!("action={step}")]).unwrap();
+            mesh.world.kill_agent(0);
+        } else {
+            mesh.world.kill_agent(0);
+            mesh.world.delete_pod(MESHED, "victim").unwrap();
+        }
+        // Who has the address next is neither captured nor taken for the one before it.
+        let next = mesh.pod(PLAIN, "next", 0).unwrap();
+        assert_eq!(next.pod.ip, address, "the address is used again");
+        let mark = mesh.mark(agent(0));
+        mesh.world.start_agent(0).unwrap();
+        wait::until(LIMIT, "the pod to be forgotten", || {
+            (mesh.captured(0) == [stays.pod.ip.as_str()]).then_some(())
+        })
+        .unwrap();
+        if step.is_none() {
+            mesh.logged(&mark, &["a pod that is gone was forgotten"]).unwrap();
+        }
+        mesh.reaches(&stays, web.at(Family::V4, 80)).unwrap();
+        mesh.reaches(&next, web.at(Family::V4, 80)).unwrap();
+        drop(next);
+        mesh.world.delete_pod(PLAIN, "next").unwrap();
+    }
 }
 
 #[test]
@@ -255,11 +456,20 @@ fn a_pod_that_starts_in_the_mesh_sends_nothing_in_plaintext_though_agents_die_wh
     mesh.logged(&mark, &["enrolment", "action=BindListeners"]).unwrap();
     mesh.world.kill_agent(0);
     assert!(ask(&pod, web.at(Family::V4, 80)).is_err(), "blocked, or captured with nobody there");
-    let mark = mesh.mark(agent(0));
-    mesh.world.spawn_agent(0).unwrap();
-    mesh.logged(&mark, &["enrolment", "action=Block"]).unwrap();
-    mesh.world.kill_agent(0);
-    assert!(ask(&pod, web.at(Family::V4, 80)).is_err());
+    // The next ones find it captured, and die at each step of its way back in, too.
+    let file = mesh.world.root.join("blocked.pcap");
+    let capture = Capture::start(&mesh.world.underlay(), "br0", file).unwrap();
+    for step in ["Block", "BindListeners", "RequestCertificate", "Capture", "Announce"] {
+        let mark = mesh.mark(agent(0));
+        mesh.world.spawn_agent(0).unwrap();
+        mesh.logged(&mark, &["enrolment", &format!("action={step}")]).unwrap();
+        mesh.world.kill_agent(0);
+        for family in FAMILIES {
+            assert!(ask(&pod, web.at(family, 80)).is_err(), "{family:?} after {step}");
+        }
+    }
+    let seen = capture.stop().unwrap();
+    assert_eq!(seen.packets_of_port(80), 0, "plaintext left the node");
     mesh.world.start_agent(0).unwrap();
     mesh.enrolled(&[&pod]).unwrap();
     mesh.reaches(&pod, web.at(Family::V4, 80)).unwrap();

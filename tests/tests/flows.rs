@@ -227,12 +227,14 @@ fn exchange(stream: &TcpStream, own: u64, other: u64) {
 fn a_gibibyte_in_each_direction_at_once_arrives_byte_for_byte() {
     let Some(stage) = stage("a_gibibyte_in_each_direction_at_once_arrives_byte_for_byte") else { return };
     let listener = stage.web.listen(80).unwrap();
-    let (near, far) = pair(&stage.client, &stage.web, Family::V4, &listener);
-    let start = Instant::now();
-    thread::scope(|scope| {
-        scope.spawn(|| exchange(&far, 2, 1));
-        exchange(&near, 1, 2);
-    });
-    println!("2 × {} MiB in {:.1?}", BULK >> 20, start.elapsed());
-    drop((near, far));
+    for (client, family) in stage.ways() {
+        let (near, far) = pair(client, &stage.web, family, &listener);
+        let start = Instant::now();
+        thread::scope(|scope| {
+            scope.spawn(|| exchange(&far, 2, 1));
+            exchange(&near, 1, 2);
+        });
+        let way = format!("{} over {family:?}", client.pod.name);
+        println!("{way}: 2 × {} MiB in {:.1?}", BULK >> 20, start.elapsed());
+    }
 }

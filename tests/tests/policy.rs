@@ -2,7 +2,11 @@
 //! refusal with its reason and each with its negative twin.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::time::{Duration, Instant};
+use std::{
+    io::{ErrorKind, Read},
+    net::TcpStream,
+    time::{Duration, Instant},
+};
 
 use harness::{
     echo::{Echo, say},
@@ -328,14 +332,7 @@ fn an_open_flow_is_closed_within_a_second_when_a_policy_forbids_it_and_others_go
         let mark = stage.mesh.mark(agent(1));
         stage.mesh.write(&deny(&format!("principals: [{CLIENT}]"))).unwrap();
         let started = known(&stage, "shop/deny");
-        let closed = wait::until(Duration::from_secs(5), "the flow to be closed", || {
-            let mut byte = [0];
-            forbidden.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
-            let read = std::io::Read::read(&mut &forbidden, &mut byte);
-            let ended = read.is_ok() || read.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset);
-            ended.then(Instant::now)
-        });
-        let closed = closed.unwrap().duration_since(started);
+        let closed = reset(&forbidden).duration_since(started);
         assert!(closed < Duration::from_secs(1), "closed after {closed:?}");
         stage.mesh.logged(&mark, &["reason=\"policy_changed\"", "shop/deny"]).unwrap();
         for stream in [&stays, &plain] {
@@ -345,6 +342,61 @@ fn an_open_flow_is_closed_within_a_second_when_a_policy_forbids_it_and_others_go
     }
     let counted = stage.mesh.metric(1, &["culvert_connections_failed_total", "policy_changed"]);
     assert!((counted - 2.0).abs() < 0.1, "each closed flow is counted once: {counted}");
+}
+
+/// Waits for the end of a connection that nobody writes to: it must be a reset, because an end of data
+/// would tell the application that it has everything.
+fn reset(mut stream: &TcpStream) -> Instant {
+    stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let read = stream.read(&mut [0]).map_err(|error| error.kind());
+    assert_eq!(read, Err(ErrorKind::ConnectionReset));
+    Instant::now()
+}
+
+#[test]
+fn plaintext_that_is_open_is_reset_when_mutual_tls_becomes_strict_and_tunnels_go_on() {
+    let name = "plaintext_that_is_open_is_reset_when_mutual_tls_becomes_strict_and_tunnels_go_on";
+    let Some(stage) = Stage::set(name) else { return };
+    for family in FAMILIES {
+        stage.mesh.apply(&peer_authentication(MESHED, PERMISSIVE)).unwrap();
+        let open = |who| stage.peer(who).connect(stage.web.at(family, 80)).unwrap();
+        let (plain, tunnel) = (open(Stranger), open(Client));
+        for stream in [&plain, &tunnel] {
+            say(stream).unwrap();
+        }
+        let mark = stage.mesh.mark(agent(1));
+        stage.mesh.write(&peer_authentication(MESHED, STRICT)).unwrap();
+        let started = known(&stage, "istio_converted_static_strict");
+        let closed = reset(&plain).duration_since(started);
+        assert!(closed < Duration::from_secs(1), "closed after {closed:?}");
+        stage.mesh.logged(&mark, &["reason=\"policy_changed\"", "mtls_required"]).unwrap();
+        say(&tunnel).unwrap();
+    }
+}
+
+#[test]
+fn a_flow_is_reset_when_the_allow_that_let_it_in_is_gone_and_stays_when_another_still_does() {
+    let name = "a_flow_is_reset_when_the_allow_that_let_it_in_is_gone_and_stays_when_another_still_does";
+    let Some(stage) = Stage::set(name) else { return };
+    let allowing = |name: &str, who: &str| {
+        let source = format!("principals: [cluster.local/ns/shop/sa/{who}]");
+        policy(name, &format!("{{action: ALLOW, rules: [{{from: [{{source: {{{source}}}}}]}}]}}"))
+    };
+    let rest = allowing("others", "other");
+    for family in FAMILIES {
+        stage.mesh.apply(&(rest.clone() + &allowing("clients", "client"))).unwrap();
+        let open = |who| stage.peer(who).connect(stage.web.at(family, 80)).unwrap();
+        let (loses, stays) = (open(Client), open(Other));
+        for stream in [&loses, &stays] {
+            say(stream).unwrap();
+        }
+        let mark = stage.mesh.mark(agent(1));
+        stage.mesh.write(&rest).unwrap();
+        reset(&loses);
+        stage.mesh.logged(&mark, &["reason=\"policy_changed\"", "no_allow_matched"]).unwrap();
+        stage.mesh.apply("").unwrap();
+        say(&stays).unwrap();
+    }
 }
 
 /// When the destination's agent had a policy.

@@ -2,7 +2,9 @@
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
-use http::{HeaderValue, Request, Response, Uri, Version, header::HOST, request::Parts, uri::PathAndQuery};
+use http::{
+    HeaderValue, Request, Response, StatusCode, Uri, Version, header::HOST, request::Parts, uri::PathAndQuery,
+};
 use hyper::body::Incoming;
 use mesh_core::{
     entropy::SplitMix64,
@@ -19,11 +21,12 @@ use crate::{
     body::{Answer, Kept, Outgoing, grpc_status},
     endpoints::EndpointSet,
     flow::Flow,
-    headers::{apply, authority, forwarded, forwarded_for, strip_hop, wants_upgrade},
+    headers::{apply, authority, forwarded, forwarded_for, strip_hop},
     limits::Counted,
     respond,
     telemetry::Record,
-    upstream::{SendError, SwitchSlot, To},
+    upstream::{SendError, Switched, To},
+    websocket::{Asked, SwitchSlot, Upgraded},
     worker::Worker,
     world::World,
 };
@@ -38,6 +41,8 @@ pub struct Plan<'a> {
     pub path: String,
     /// Host to send, when rewritten.
     pub authority: Option<Arc<str>>,
+    /// What was asked for, when it is a switch to WebSocket.
+    pub asked: Option<Asked>,
 }
 
 /// The head of the request as every try sends it.
@@ -51,7 +56,7 @@ struct Head {
 
 /// One try's result.
 enum Tried {
-    Answer(Response<Incoming>),
+    Answer(Response<Incoming>, Option<Switched>),
     Failed(Failure, Refusal),
 }
 
@@ -102,7 +107,6 @@ pub async fn forward(
         let per_try = plan.route.retries.per_try_timeout;
         let tried = attempt(
             worker,
-            slot,
             To { set: &set, index, client: &flow.peer },
             &head,
             &mut kept,
@@ -111,7 +115,11 @@ pub async fn forward(
         )
         .await;
         let (failure, refusal, answer) = match tried {
-            Tried::Answer(response) => match failing(&response) {
+            Tried::Answer(response, switched) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                let hold = Box::new((permit, load, retry_permit));
+                return switch(response, switched, slot, plan, record, hold);
+            }
+            Tried::Answer(response, _) => match failing(&response) {
                 None => {
                     return answer(response, &plan, deadline, record, Box::new((permit, load, retry_permit)));
                 }
@@ -177,7 +185,6 @@ struct Limit {
 #[allow(clippy::too_many_arguments, reason = "one try needs what the loop holds")]
 async fn attempt(
     worker: &Worker,
-    slot: &SwitchSlot,
     to: To<'_>,
     head: &Head,
     kept: &mut Kept,
@@ -190,14 +197,10 @@ async fn attempt(
         let upstreams = &worker.upstreams;
         match (head.upgrade, head.http2) {
             (true, _) => {
-                let (response, switched) = upstreams.switch(to, request).await?;
-                if response.status() == http::StatusCode::SWITCHING_PROTOCOLS {
-                    slot.set(Some(switched));
-                }
-                Ok(response)
+                upstreams.switch(to, request).await.map(|(response, switched)| (response, Some(switched)))
             }
-            (false, true) => upstreams.send2(to, request).await,
-            (false, false) => upstreams.send1(to, request).await,
+            (false, true) => upstreams.send2(to, request).await.map(|response| (response, None)),
+            (false, false) => upstreams.send1(to, request).await.map(|response| (response, None)),
         }
     };
     let try_end = limit.per_try.map(|t| Instant::now() + t);
@@ -221,7 +224,7 @@ async fn attempt(
         },
     };
     match result {
-        Ok(response) => Tried::Answer(response),
+        Ok((response, switched)) => Tried::Answer(response, switched),
         Err(SendError { failure, refusal, body }) => {
             if let Some(body) = body {
                 kept.restore(body);
@@ -247,17 +250,40 @@ fn answer(
     mut record: Record,
     hold: Box<dyn std::any::Any>,
 ) -> Response<Answer> {
-    let (mut parts, body) = response.into_parts();
-    record.code = parts.status.as_u16();
-    record.grpc_status = grpc_status(&parts.headers);
-    let switching = parts.status == http::StatusCode::SWITCHING_PROTOCOLS;
-    strip_hop(&mut parts.headers, switching);
+    record.code = response.status().as_u16();
+    record.grpc_status = grpc_status(response.headers());
+    with_head(response, plan, |body| Answer::upstream(body, deadline, record, hold))
+}
+
+/// The answer with its head as the client gets it.
+fn with_head(
+    response: Response<Incoming>,
+    plan: &Plan<'_>,
+    body: impl FnOnce(Incoming) -> Answer,
+) -> Response<Answer> {
+    let (mut parts, upstream) = response.into_parts();
+    strip_hop(&mut parts.headers, parts.status == StatusCode::SWITCHING_PROTOCOLS);
     apply(&plan.destination.response_headers, &mut parts.headers);
     apply(&plan.route.response_headers, &mut parts.headers);
-    let mut response = Response::new(Answer::upstream(body, deadline, record, hold));
-    *response.status_mut() = parts.status;
-    *response.headers_mut() = parts.headers;
-    response
+    Response::from_parts(parts, body(upstream))
+}
+
+/// Hands the streams to the connection that asked, and the record with them.
+fn switch(
+    response: Response<Incoming>,
+    switched: Option<Switched>,
+    slot: &SwitchSlot,
+    mut plan: Plan<'_>,
+    mut record: Record,
+    hold: Box<dyn std::any::Any>,
+) -> Response<Answer> {
+    let (Some(upstream), Some(asked)) = (switched, plan.asked.take()) else {
+        let detail = "the upstream switched protocols, which nobody asked for";
+        return respond::refusal(Refusal::new(Reason::UpstreamReset, detail), false, record);
+    };
+    record.code = response.status().as_u16();
+    slot.set(Some(Upgraded { upstream, asked, record, _hold: hold }));
+    with_head(response, &plan, |_| Answer::switched())
 }
 
 impl Head {
@@ -276,7 +302,7 @@ impl Head {
         let path = path.map_err(|_| bad("path is not legal after the rewrite"))?;
         let sent = plan.authority.as_deref().unwrap_or_else(|| authority(&parts));
         let mut host = HeaderValue::from_str(sent).map_err(|_| bad("host is not legal"))?;
-        let upgrade = parts.version < Version::HTTP_2 && wants_upgrade(&parts.headers);
+        let upgrade = plan.asked.is_some();
         strip_hop(&mut parts.headers, upgrade);
         let headers = &mut parts.headers;
         let renamed = apply(&plan.destination.request_headers, headers);

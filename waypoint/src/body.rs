@@ -139,7 +139,8 @@ enum Source {
 pub struct Answer {
     source: Source,
     deadline: Option<Pin<Box<Sleep>>>,
-    record: Record,
+    /// None after a protocol switch: the record goes on with the streams.
+    record: Option<Record>,
     ended: bool,
     _hold: Option<Box<dyn std::any::Any>>,
 }
@@ -147,7 +148,18 @@ pub struct Answer {
 impl Answer {
     /// A short answer of our own.
     pub fn local(body: Bytes, record: Record) -> Self {
-        Self { source: Source::Local(Some(body)), deadline: None, record, ended: false, _hold: None }
+        Self {
+            source: Source::Local(Some(body)),
+            deadline: None,
+            record: Some(record),
+            ended: false,
+            _hold: None,
+        }
+    }
+
+    /// Nothing: the protocol was switched.
+    pub fn switched() -> Self {
+        Self { source: Source::Local(None), deadline: None, record: None, ended: true, _hold: None }
     }
 
     /// The upstream's answer; `hold` (load and limit guards) is released at its end.
@@ -158,15 +170,25 @@ impl Answer {
         hold: Box<dyn std::any::Any>,
     ) -> Self {
         let deadline = deadline.map(|at| Box::pin(tokio::time::sleep_until(at)));
+        let record = Some(record);
         Self { source: Source::Upstream(body), deadline, record, ended: false, _hold: Some(hold) }
     }
 
     fn note(&mut self, frame: &Frame<Bytes>) {
+        let Some(record) = &mut self.record else { return };
         if let Some(data) = frame.data_ref() {
-            self.record.sent += data.len() as u64;
+            record.sent += data.len() as u64;
         }
         if let Some(trailers) = frame.trailers_ref() {
-            self.record.grpc_status = grpc_status(trailers).or(self.record.grpc_status);
+            record.grpc_status = grpc_status(trailers).or(record.grpc_status);
+        }
+    }
+
+    /// Notes why it ended early, unless that is known.
+    fn broken(&mut self, flag: ResponseFlag, reason: Reason, detail: String) {
+        if let Some(record) = self.record.as_mut().filter(|record| record.reason.is_none()) {
+            record.flag = flag;
+            record.reason = Some((reason, detail));
         }
     }
 }
@@ -186,8 +208,8 @@ impl Body for Answer {
     ) -> Poll<Option<Result<Frame<Bytes>, AnswerError>>> {
         let this = self.get_mut();
         if this.deadline.as_mut().is_some_and(|d| d.as_mut().poll(cx).is_ready()) {
-            this.record.flag = ResponseFlag::UpstreamRequestTimeout;
-            this.record.reason = Some((Reason::RouteTimeout, "in the middle of the answer".to_owned()));
+            let detail = "in the middle of the answer".to_owned();
+            this.broken(ResponseFlag::UpstreamRequestTimeout, Reason::RouteTimeout, detail);
             this.ended = true;
             return Poll::Ready(Some(Err(AnswerError::Timeout)));
         }
@@ -211,8 +233,8 @@ impl Body for Answer {
                 }
                 Poll::Ready(Some(Err(error))) => {
                     this.ended = true;
-                    this.record.flag = ResponseFlag::UpstreamConnectionTermination;
-                    this.record.reason = Some((Reason::UpstreamReset, error.to_string()));
+                    let flag = ResponseFlag::UpstreamConnectionTermination;
+                    this.broken(flag, Reason::UpstreamReset, error.to_string());
                     Poll::Ready(Some(Err(error.into())))
                 }
             },
@@ -236,10 +258,9 @@ impl Body for Answer {
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        let complete = self.ended || self.is_end_stream();
-        if !complete && self.record.reason.is_none() {
-            self.record.flag = ResponseFlag::DownstreamTermination;
-            self.record.reason = Some((Reason::ClientReset, "in the middle of the answer".to_owned()));
+        if !self.ended && !self.is_end_stream() {
+            let detail = "in the middle of the answer".to_owned();
+            self.broken(ResponseFlag::DownstreamTermination, Reason::ClientReset, detail);
         }
     }
 }

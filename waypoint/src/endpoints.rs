@@ -6,7 +6,7 @@ use mesh_core::{
     balance::{Endpoint, LoadView},
     entropy::Entropy,
     http::Picker,
-    model::{WorkloadUid, l7::TrafficPolicy},
+    model::{Service, WorkloadUid, l7::TrafficPolicy},
 };
 
 use crate::{limits::Limits, target::Target};
@@ -21,8 +21,8 @@ pub struct EndpointSet {
     pub policy: TrafficPolicy,
     /// Its limits.
     pub limits: Arc<Limits>,
-    /// Host name of the service; none for a workload that is addressed itself.
-    pub service: Option<Arc<str>>,
+    /// The service; none for a workload that is addressed itself.
+    pub service: Option<Arc<Service>>,
     /// Host name and subset, for reasons.
     pub name: Option<Arc<str>>,
     /// Whose turn it is.

@@ -19,7 +19,7 @@ use crate::{
     headers::{View, authority, is_grpc},
     respond,
     telemetry::Record,
-    upstream::SwitchSlot,
+    websocket::{Asked, SwitchSlot},
     worker::Worker,
 };
 
@@ -87,7 +87,9 @@ pub async fn handle(
         RouteDecision::Forward(compiled, destination, matched) => {
             let rewritten = rewrite(compiled, matched, &facts);
             let path = rewritten.path.unwrap_or_else(|| facts.path.to_owned());
-            let plan = Plan { route: &compiled.route, destination, path, authority: rewritten.authority };
+            let asked = Asked::of(&parts, &facts);
+            let authority = rewritten.authority;
+            let plan = Plan { route: &compiled.route, destination, path, authority, asked };
             forward(&worker, &world, &flow, &slot, plan, parts, body, record, entropy).await
         }
     }

@@ -115,12 +115,17 @@ pub fn forwarded_for(headers: &mut HeaderMap, client: &HeaderValue) {
     }
 }
 
-/// Whether a request asks for a protocol switch (WebSocket and others).
-pub fn wants_upgrade(headers: &HeaderMap) -> bool {
+/// Whether a request asks for a switch to WebSocket. Other protocols are not switched to: over some
+/// (h2c) requests would pass that no policy has seen.
+pub fn wants_websocket(headers: &HeaderMap) -> bool {
     let asks = |v: &HeaderValue| {
         v.to_str().is_ok_and(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case("upgrade")))
     };
-    headers.contains_key(UPGRADE) && headers.get_all(CONNECTION).iter().any(asks)
+    let mut protocols = headers.get_all(UPGRADE).iter();
+    let websocket = |v: &HeaderValue| v.as_bytes().trim_ascii().eq_ignore_ascii_case(b"websocket");
+    protocols.next().is_some_and(websocket)
+        && protocols.next().is_none()
+        && headers.get_all(CONNECTION).iter().any(asks)
 }
 
 /// Whether a message is gRPC.

@@ -22,5 +22,6 @@ pub mod tcp;
 pub mod telemetry;
 pub mod tunnel;
 pub mod upstream;
+pub mod websocket;
 pub mod worker;
 pub mod world;

@@ -32,6 +32,9 @@ use crate::{
 /// Validity to ask the CA for, seconds.
 const VALIDITY: i64 = 86_400;
 
+/// Time for flows that a drain closes to say so in log and metrics.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
 /// What every worker starts from.
 #[derive(Clone)]
 struct Shared {
@@ -191,8 +194,15 @@ async fn worker(shared: Shared, listener: TcpListener) {
         Worker::new(me, shared.snapshots, dial, shared.families, shared.limits, shared.drain.clone());
     server::listen(worker.clone(), listener, shared.certificate).await;
     // Connections have been told to end; those that are still answering get until the deadline.
-    let end = tokio::time::Instant::now() + deadline;
-    while tokio::time::Instant::now() < end && (families.active.get() > 0 || Rc::strong_count(&worker) > 1) {
+    let busy = || families.active.get() > 0 || Rc::strong_count(&worker) > 1;
+    idle_within(deadline, busy).await;
+    worker.expired.cancel();
+    idle_within(LAST_WORDS, || Rc::strong_count(&worker) > 1).await;
+}
+
+async fn idle_within(limit: Duration, busy: impl Fn() -> bool) {
+    let end = tokio::time::Instant::now() + limit;
+    while tokio::time::Instant::now() < end && busy() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

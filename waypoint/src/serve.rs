@@ -2,14 +2,12 @@
 
 use std::{convert::Infallible, rc::Rc, time::Duration};
 
-use bytes::Bytes;
 use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use mesh_core::model::AppProtocol;
-use tokio::io::{AsyncWriteExt, copy_bidirectional_with_sizes};
 
 use crate::{
     engine::handle,
@@ -17,11 +15,10 @@ use crate::{
     io::{BoxIo, LocalExecutor, Prefixed},
     sniff::{Protocol, sniff},
     tcp,
-    upstream::SwitchSlot,
+    telemetry::Record,
+    websocket::SwitchSlot,
     worker::Worker,
 };
-
-const RELAY_BUFFER: usize = 64 * 1024;
 
 /// How long a client may keep a connection without a request (Istio's `idleTimeout`).
 const IDLE: Duration = Duration::from_secs(3600);
@@ -67,21 +64,17 @@ async fn serve_http1(worker: Rc<Worker>, flow: Rc<Flow>, io: Prefixed) {
         }
     };
     if let Err(error) = ended {
+        if error.is_parse() {
+            // It was answered without the engine.
+            let mut record = Record::malformed(&worker.telemetry, &flow.peer, error.to_string());
+            record.service = flow.service.clone();
+        }
         tracing::debug!(%error, "client connection ended");
     }
     let Some(switched) = slot.take() else { return };
     let parts = connection.into_parts();
-    let Ok((mut upstream, beyond)) = switched.await else { return };
-    let mut client = Prefixed::new(parts.read_buf, Box::new(parts.io.into_inner()));
-    if relay_rest(&mut client, &mut upstream, &beyond).await.is_err() {
-        tracing::debug!("switched connection ended early");
-    }
-}
-
-async fn relay_rest(client: &mut Prefixed, upstream: &mut BoxIo, beyond: &Bytes) -> std::io::Result<()> {
-    client.write_all(beyond).await?;
-    copy_bidirectional_with_sizes(client, upstream, RELAY_BUFFER, RELAY_BUFFER).await?;
-    Ok(())
+    let client = Prefixed::new(parts.read_buf, Box::new(parts.io.into_inner()));
+    switched.relay(&worker, &flow, client).await;
 }
 
 async fn serve_http2(worker: Rc<Worker>, flow: Rc<Flow>, io: Prefixed) {

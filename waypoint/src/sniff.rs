@@ -3,6 +3,10 @@
 //! Declared protocols are believed. Where nothing is declared the first bytes decide; a client that
 //! says nothing for [`SNIFF_DEADLINE`] is taken for one that waits for the server (MySQL, SMTP) and
 //! relayed as TCP. Declare the port's protocol to avoid that wait.
+//!
+//! The guess is no line of defence: a policy that asks for HTTP denies what is taken for TCP. What
+//! common servers read as a request is still taken for one (an empty line first, several spaces), so
+//! that it meets the routes, or the strict parser's 400.
 
 use std::time::Duration;
 
@@ -15,7 +19,8 @@ use crate::io::BoxIo;
 /// How long an undeclared protocol may stay silent.
 pub const SNIFF_DEADLINE: Duration = Duration::from_millis(100);
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const LONGEST_METHOD: usize = 24;
+/// Bytes of an empty line, a method or spaces beyond which nothing is taken for HTTP.
+const LONGEST: usize = 24;
 
 /// What a stream speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,16 +78,24 @@ fn guess(seen: &[u8]) -> Guess {
     if PREFACE.starts_with(seen) {
         return Guess::More;
     }
-    let token = seen.iter().take_while(|b| b.is_ascii_uppercase() || **b == b'-').count();
-    match seen.get(token) {
-        None if token <= LONGEST_METHOD => Guess::More,
-        Some(b' ') if token >= 3 => match seen.get(token + 1) {
-            None => Guess::More,
-            Some(b'/' | b'*' | b'h' | b'H') => Guess::Is(Protocol::Http1),
-            Some(_) => Guess::Is(Protocol::Tcp),
-        },
+    let (empty, line) = split(seen, |b| b == b'\r' || b == b'\n');
+    let (method, rest) = split(line, |b| b.is_ascii_uppercase() || b == b'-' || b == b'_');
+    let (spaces, target) = split(rest, |b| b == b' ' || b == b'\t');
+    if [empty, method, spaces].iter().any(|part| part.len() > LONGEST) {
+        return Guess::Is(Protocol::Tcp);
+    }
+    match target.first() {
+        None if rest.is_empty() || method.len() >= 3 => Guess::More,
+        Some(b'/' | b'*' | b'h' | b'H') if method.len() >= 3 && !spaces.is_empty() => {
+            Guess::Is(Protocol::Http1)
+        }
         _ => Guess::Is(Protocol::Tcp),
     }
+}
+
+/// The bytes at the start that are of a kind, and the rest.
+fn split(text: &[u8], kind: impl Fn(u8) -> bool) -> (&[u8], &[u8]) {
+    text.split_at(text.iter().take_while(|b| kind(**b)).count())
 }
 
 #[cfg(test)]
@@ -100,5 +113,20 @@ mod tests {
         assert_eq!(guess(b"\x16\x03\x01"), Guess::Is(Protocol::Tcp));
         assert_eq!(guess(b"EHLO mail"), Guess::Is(Protocol::Tcp));
         assert_eq!(guess(b"hello"), Guess::Is(Protocol::Tcp));
+        assert_eq!(guess(b"A /"), Guess::Is(Protocol::Tcp));
+        assert_eq!(guess(b"*1\r\n$4\r\nPING"), Guess::Is(Protocol::Tcp));
+    }
+
+    #[test]
+    fn what_lenient_servers_read_as_a_request_is_taken_for_one() {
+        for start in ["\r\n", "\n\r\n", "\r\nGET", "GET ", "GET  "] {
+            assert_eq!(guess(start.as_bytes()), Guess::More, "{start:?}");
+        }
+        for request in ["\r\nGET /admin", "GET  /admin", "GET\t/", "\n\nM_SEARCH * HTTP/1.1"] {
+            assert_eq!(guess(request.as_bytes()), Guess::Is(Protocol::Http1), "{request:?}");
+        }
+        for endless in ["\r\n".repeat(13), "A".repeat(25), format!("GET{}", " ".repeat(25))] {
+            assert_eq!(guess(endless.as_bytes()), Guess::Is(Protocol::Tcp), "{endless:?}");
+        }
     }
 }

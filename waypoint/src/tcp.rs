@@ -1,6 +1,7 @@
 //! Connections that are not HTTP: authorised, routed and relayed as bytes.
 
 use std::{
+    cell::Cell,
     io,
     pin::{Pin, pin},
     rc::Rc,
@@ -22,7 +23,15 @@ use tokio::{
     sync::watch,
 };
 
-use crate::{endpoints::EndpointSet, flow::Flow, io::Prefixed, upstream::To, worker::Worker, world::World};
+use crate::{
+    endpoints::EndpointSet,
+    flow::Flow,
+    io::{BoxIo, Prefixed},
+    telemetry::destination_identity,
+    upstream::To,
+    worker::Worker,
+    world::World,
+};
 
 /// Bytes of each direction that a flow may hold.
 const BUFFER: usize = 64 * 1024;
@@ -50,7 +59,7 @@ pub async fn relay(worker: Rc<Worker>, flow: Rc<Flow>, io: Prefixed) {
         path: path.as_str(),
     });
     handle.open();
-    let mut client = Counted { io, handle: handle.clone(), received: 0, sent: 0 };
+    let mut client = Counted::new(io, Some(handle.clone()));
     let ended = match &chosen {
         Ok(chosen) => carry(&worker, &flow, chosen, changes, &mut client).await,
         Err(refusal) => Err(refusal.clone()),
@@ -67,6 +76,7 @@ pub async fn relay(worker: Rc<Worker>, flow: Rc<Flow>, io: Prefixed) {
         src.identity = %flow.peer.identity,
         dst.service = flow.service.as_deref().map_or("-", |s| &*s.key.hostname),
         dst.workload = at.map_or("-", |w| &*w.name),
+        dst.identity = destination_identity(at.map(|w| &**w)),
         path = path.as_str(),
         bytes_recv = client.received,
         bytes_sent = client.sent,
@@ -78,7 +88,8 @@ pub async fn relay(worker: Rc<Worker>, flow: Rc<Flow>, io: Prefixed) {
     );
 }
 
-/// Whether policy allows a connection; what asks for L7 never matches it. Fails closed.
+/// Whether policy allows a connection. What a policy asks of HTTP fails closed: not looking like HTTP
+/// is no way around it.
 fn authorised(world: &World, flow: &Flow) -> Result<(), Refusal> {
     let service = flow.service.as_ref().map(|s| &s.key);
     let facts = RequestFacts {
@@ -126,29 +137,56 @@ async fn carry(
     worker: &Worker,
     flow: &Flow,
     (set, index): &(Rc<EndpointSet>, usize),
-    mut changes: watch::Receiver<Arc<Snapshot>>,
+    changes: watch::Receiver<Arc<Snapshot>>,
     client: &mut Counted,
 ) -> Result<(), Refusal> {
     let index = *index;
     let _active = set.targets[index].enter();
     let (mut upstream, _permit) = worker.upstreams.open(To { set, index, client: &flow.peer }).await?;
-    let mut copy = pin!(copy_bidirectional_with_sizes(client, &mut upstream, BUFFER, BUFFER));
+    copy(worker, client, &mut upstream, changes, |world| authorised(world, flow)).await
+}
+
+/// Copies both ways until both have ended, policy comes to forbid it, or a drain has taken too long.
+///
+/// # Errors
+/// What ended it early.
+pub(crate) async fn copy(
+    worker: &Worker,
+    client: &mut Counted,
+    upstream: &mut BoxIo,
+    mut changes: watch::Receiver<Arc<Snapshot>>,
+    authorised: impl Fn(&World) -> Result<(), Refusal>,
+) -> Result<(), Refusal> {
+    let broken = client.broken.clone();
+    let mut copy = pin!(copy_bidirectional_with_sizes(client, upstream, BUFFER, BUFFER));
     let moved = loop {
         tokio::select! {
             moved = &mut copy => break moved,
-            Ok(()) = changes.changed() => authorised(&worker.world(), flow)
+            Ok(()) = changes.changed() => authorised(&worker.world())
                 .map_err(|refusal| Refusal::new(Reason::PolicyChanged, refusal.detail))?,
+            () = worker.expired.cancelled() => {
+                return Err(Refusal::new(Reason::DrainDeadline, "the waypoint stops"));
+            }
         }
     };
-    moved.map(drop).map_err(|error| Refusal::new(Reason::UpstreamReset, error.to_string()))
+    let reason = if broken.get() { Reason::ClientReset } else { Reason::UpstreamReset };
+    moved.map(drop).map_err(|error| Refusal::new(reason, error.to_string()))
 }
 
 /// The client's stream, counting while it runs so that a scrape sees long flows grow.
-struct Counted {
+pub(crate) struct Counted {
     io: Prefixed,
-    handle: Rc<Handle>,
-    received: u64,
-    sent: u64,
+    handle: Option<Rc<Handle>>,
+    pub(crate) received: u64,
+    pub(crate) sent: u64,
+    /// Whether it was this side that failed.
+    broken: Rc<Cell<bool>>,
+}
+
+impl Counted {
+    pub(crate) fn new(io: Prefixed, handle: Option<Rc<Handle>>) -> Self {
+        Self { io, handle, received: 0, sent: 0, broken: Rc::default() }
+    }
 }
 
 impl AsyncRead for Counted {
@@ -161,7 +199,12 @@ impl AsyncRead for Counted {
         let polled = Pin::new(&mut self.io).poll_read(cx, buf);
         let count = (buf.filled().len() - before) as u64;
         self.received += count;
-        self.handle.received.inc_by(count);
+        if let Some(handle) = &self.handle {
+            handle.received.inc_by(count);
+        }
+        if let Poll::Ready(Err(_)) = polled {
+            self.broken.set(true);
+        }
         polled
     }
 }
@@ -169,9 +212,15 @@ impl AsyncRead for Counted {
 impl AsyncWrite for Counted {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.io).poll_write(cx, buf);
-        if let Poll::Ready(Ok(count)) = polled {
-            self.sent += count as u64;
-            self.handle.sent.inc_by(count as u64);
+        match polled {
+            Poll::Ready(Ok(count)) => {
+                self.sent += count as u64;
+                if let Some(handle) = &self.handle {
+                    handle.sent.inc_by(count as u64);
+                }
+            }
+            Poll::Ready(Err(_)) => self.broken.set(true),
+            Poll::Pending => {}
         }
         polled
     }

@@ -10,10 +10,14 @@ use std::{
 
 use mesh_core::{
     http::ResponseFlag,
-    model::{Service, Workload},
+    identity::Identity,
+    model::{Service, Tunnel, Workload},
     outcome::Reason,
 };
-use mesh_net::telemetry::tcp;
+use mesh_net::telemetry::{
+    sets::{OTHER, Sets},
+    tcp,
+};
 use prometheus::{
     CounterVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
     core::{AtomicF64, GenericCounter},
@@ -49,6 +53,11 @@ pub const LABELS: [&str; 25] = [
     "response_flags",
     "connection_security_policy",
 ];
+/// Label sets of the process, each some 20 KiB in all families; what comes beyond it is counted with
+/// [`OTHER`] in place of everything that names a workload, service or identity.
+const SETS: usize = 2048;
+/// The highest status that gRPC has; an upstream may send any number.
+const GRPC_STATUSES: u16 = 16;
 /// Label sets that one worker keeps handles for; beyond it the cache starts anew.
 const HANDLES: usize = 4096;
 
@@ -60,6 +69,7 @@ pub struct Families {
     request_bytes: HistogramVec,
     response_bytes: HistogramVec,
     refusals: IntCounterVec,
+    sets: Arc<Sets>,
     /// `istio_tcp_*`.
     pub tcp: tcp::Families,
     /// Requests that are being answered.
@@ -94,6 +104,7 @@ impl Families {
                 ),
                 &["reason"],
             )?,
+            sets: Arc::default(),
             tcp: tcp::Families::register(registry)?,
             active: IntGauge::new("culvert_waypoint_active_requests", "Requests being answered.")?,
             silent: IntCounter::new(
@@ -185,7 +196,7 @@ impl Telemetry {
     }
 
     fn resolve(&self, record: &Record) -> Handles {
-        let values = labels(record);
+        let values = self.families.sets.bounded(labels(record), SETS, kept);
         let values: Vec<&str> = values.iter().map(String::as_str).collect();
         Handles {
             requests: self.families.requests.with_label_values(&values),
@@ -197,15 +208,21 @@ impl Telemetry {
     }
 }
 
-fn labels(record: &Record) -> [String; 25] {
+/// Labels that stay when there are too many sets.
+fn kept(at: usize) -> bool {
+    let names = ["reporter", "request_protocol", "response_code", "grpc_response_status", "response_flags"];
+    names.contains(&LABELS[at]) || LABELS[at] == "connection_security_policy"
+}
+
+fn labels(record: &Record) -> Vec<String> {
     let known = |text: &str| if text.is_empty() { "unknown".to_owned() } else { text.to_owned() };
     let of = |w: Option<&Workload>, field: fn(&Workload) -> &str| known(w.map_or("", field));
     let source = record.client.workload.as_deref();
     let destination = record.destination.as_deref();
     let service = record.service.as_deref();
     let principal = destination.map_or_else(|| known(""), |w| w.identity().to_string());
-    let grpc = record.grpc_status.map(|s| s.to_string()).unwrap_or_default();
-    [
+    let grpc = record.grpc_status.map(|s| if s > GRPC_STATUSES { OTHER.to_owned() } else { s.to_string() });
+    vec![
         "waypoint".to_owned(),
         of(source, |w| &w.workload_name),
         of(source, |w| &w.canonical_name),
@@ -228,10 +245,16 @@ fn labels(record: &Record) -> [String; 25] {
         of(destination, |w| &w.cluster),
         if record.is_grpc { "grpc" } else { "http" }.to_owned(),
         record.code.to_string(),
-        grpc,
+        grpc.unwrap_or_default(),
         record.flag.as_str().to_owned(),
         "mutual_tls".to_owned(),
     ]
+}
+
+/// The identity that an endpoint had to prove, as logs say it; none for one outside the mesh.
+pub fn destination_identity(endpoint: Option<&Workload>) -> Option<tracing::field::DisplayValue<Identity>> {
+    let proven = endpoint.filter(|workload| workload.tunnel == Tunnel::Hbone)?;
+    Some(tracing::field::display(proven.identity()))
 }
 
 /// One request from its head to the last byte of its answer. Recorded when dropped, hence exactly
@@ -293,6 +316,15 @@ impl Record {
         }
     }
 
+    /// One that could not be read as HTTP and was answered so.
+    pub fn malformed(telemetry: &Rc<Telemetry>, client: &Rc<Peer>, why: String) -> Self {
+        let mut record = Self::start(telemetry, client, &http::Method::default(), "-");
+        record.code = http::StatusCode::BAD_REQUEST.as_u16();
+        record.flag = ResponseFlag::DownstreamProtocolError;
+        record.reason = Some((Reason::BadRequest, why));
+        record
+    }
+
     fn log(&self) {
         tracing::event!(
             target: "access",
@@ -303,6 +335,7 @@ impl Record {
             dst.service = self.service.as_deref().map_or("-", |s| &*s.key.hostname),
             dst.workload = self.destination.as_deref().map_or("-", |w| &*w.name),
             dst.namespace = self.destination.as_deref().map_or("-", |w| &*w.namespace),
+            dst.identity = destination_identity(self.destination.as_deref()),
             method = %self.method,
             path = %self.path,
             status = self.code,
@@ -341,5 +374,53 @@ impl Drop for Record {
             handles.response_bytes.observe(self.sent as f64);
         }
         self.log();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_core::{identity::Identity, snapshot::Snapshot};
+
+    use super::*;
+
+    fn record(client: &str) -> Record {
+        let families = Families::register(&Registry::new()).unwrap();
+        let identity = Identity::new("cluster.local", "default", client);
+        let peer = Peer::new("10.0.0.9:4000".parse().unwrap(), identity, &Snapshot::default());
+        let mut record =
+            Record::start(&Rc::new(Telemetry::new(families)), &Rc::new(peer), &http::Method::GET, "/");
+        record.code = 503;
+        record
+    }
+
+    #[test]
+    fn requests_beyond_the_bound_are_counted_as_others_with_their_codes() {
+        let sets = Sets::default();
+        let first = sets.bounded(labels(&record("first")), 1, kept);
+        assert_eq!(first, labels(&record("first")));
+        let other = sets.bounded(labels(&record("second")), 1, kept);
+        for (name, value) in LABELS.iter().zip(&other) {
+            let wanted = match *name {
+                "reporter" => "waypoint",
+                "request_protocol" => "http",
+                "response_code" => "503",
+                "grpc_response_status" => "",
+                "response_flags" => "-",
+                "connection_security_policy" => "mutual_tls",
+                _ => OTHER,
+            };
+            assert_eq!(value, wanted, "{name}");
+        }
+        assert_eq!(sets.bounded(first.clone(), 1, kept), first, "what exists goes on");
+    }
+
+    #[test]
+    fn a_grpc_status_that_grpc_does_not_have_is_one_of_the_others() {
+        for (status, wanted) in [(Some(16), "16"), (Some(17), OTHER), (Some(65_535), OTHER), (None, "")] {
+            let mut record = record("client");
+            record.grpc_status = status;
+            assert_eq!(labels(&record)[22], wanted);
+        }
+        assert_eq!(LABELS[22], "grpc_response_status");
     }
 }

@@ -4,14 +4,14 @@
 mod connect;
 mod send;
 
-use std::{cell::Cell, net::SocketAddr, rc::Rc, time::Duration};
+use std::{rc::Rc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use mesh_core::{
     balance::Endpoint,
     http::Failure,
-    model::WorkloadUid,
+    model::{Service, WorkloadUid},
     outcome::{Reason, Refusal},
 };
 use tokio::{sync::oneshot, time::timeout};
@@ -36,8 +36,8 @@ pub struct Hop<'a> {
     /// The client, described to the other side. An HTTP connection is shared by clients that come
     /// after it: for them the HTTP headers speak.
     pub client: &'a Peer,
-    /// Host name of the service that the endpoint stands for.
-    pub service: Option<&'a str>,
+    /// The service that the endpoint stands for.
+    pub service: Option<&'a Service>,
 }
 
 /// Opens byte streams to endpoints.
@@ -52,17 +52,6 @@ pub trait Dial {
     fn release_idle(&self) {}
 }
 
-/// The address of an endpoint.
-///
-/// # Errors
-/// It has none.
-pub fn address(endpoint: &Endpoint) -> Result<SocketAddr, Refusal> {
-    let ip = endpoint.workload.addresses.first().ok_or_else(|| {
-        Refusal::new(Reason::NoHealthyEndpoint, format!("workload {} has no address", endpoint.workload.uid))
-    })?;
-    Ok(SocketAddr::new(*ip, endpoint.port))
-}
-
 /// A try that failed.
 pub struct SendError {
     /// How, for retries.
@@ -75,9 +64,6 @@ pub struct SendError {
 
 /// The raw stream of a connection after a protocol switch, with what was read beyond it.
 pub type Switched = oneshot::Receiver<(BoxIo, Bytes)>;
-
-/// Where a protocol switch leaves the upstream's raw stream for the connection that asked.
-pub type SwitchSlot = Rc<Cell<Option<Switched>>>;
 
 /// The upstream side of one worker.
 pub struct Upstreams {

@@ -34,6 +34,8 @@ pub struct Worker {
     pub targets: Rc<Targets>,
     /// Cancelled when the waypoint drains.
     pub drain: CancellationToken,
+    /// Cancelled when a drain has taken too long: what still runs is closed.
+    pub expired: CancellationToken,
     snapshots: RefCell<watch::Receiver<Arc<Snapshot>>>,
     world: RefCell<Rc<World>>,
     limits: LimitBook,
@@ -60,6 +62,7 @@ impl Worker {
             upstreams: Upstreams::new(dial),
             targets,
             drain,
+            expired: CancellationToken::new(),
             snapshots: RefCell::new(snapshots),
             world: RefCell::new(world),
             limits,

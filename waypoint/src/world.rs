@@ -135,7 +135,7 @@ impl World {
         endpoints: Vec<Endpoint>,
         policy: TrafficPolicy,
     ) -> Rc<EndpointSet> {
-        let service = destination.as_ref().map(|(service, _)| service.hostname.clone());
+        let service = destination.as_ref().and_then(|(name, _)| self.snapshot.service(name)).cloned();
         let name = destination.as_ref().map(|(service, subset)| match subset {
             Some(subset) => format!("{} subset {subset}", service.hostname).into(),
             None => service.hostname.clone(),

@@ -401,6 +401,29 @@ fn configuration_changes_fail_no_request() {
 }
 
 #[test]
+fn configuration_changes_fail_no_request_that_is_under_way() {
+    Bench::new(|routes| routes.http = vec![route("a", vec![weighted("v1", 1)])]).run(async |bench| {
+        let load: Vec<_> = (0..8).map(|_| bench.spawn_load("/", 100)).collect();
+        let mut changes = 0;
+        while !load.iter().all(tokio::task::JoinHandle::is_finished) {
+            let version = if changes % 2 == 0 { "v2" } else { "v1" };
+            bench.put_routes(|routes| routes.http = vec![route("b", vec![weighted(version, 1)])]);
+            changes += 1;
+            let seen = bench.upstream_requests();
+            bench.until_upstream_requests((seen + 10).min(800)).await;
+            tokio::task::yield_now().await;
+        }
+        for client in load {
+            client.await.unwrap();
+        }
+        assert!(changes >= 20, "{changes} changes while requests were under way");
+        let text = bench.metrics();
+        let failed = |line: &&str| line.starts_with("istio_requests_total{") && !line.contains("\"200\"");
+        assert_eq!((bench.upstream_requests(), text.lines().find(failed)), (800, None));
+    });
+}
+
+#[test]
 fn a_bad_expression_is_refused_by_itself_and_the_last_good_routes_stay() {
     Bench::new(|routes| routes.http = vec![route("good", vec![weighted("v2", 1)])]).run(async |bench| {
         bench.put_routes(|routes| {

@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use common::{App, Bench, route, weighted};
 use http::StatusCode;
-use mesh_core::model::{AppProtocol, l7::TrafficPolicy};
+use mesh_core::model::{
+    AppProtocol,
+    l7::{RetryCondition, RetryPolicy, TcpRoute, TrafficPolicy},
+};
 
 /// Everything goes to `v1`, whose subset has this policy.
 fn one_endpoint(policy: TrafficPolicy) -> Bench {
@@ -139,4 +142,64 @@ fn tcp_connections_over_the_limit_are_closed_and_counted() {
             third.read_to_string(&mut text).await.unwrap();
             assert!(text.ends_with(", all of them"), "the place is free again");
         });
+}
+
+#[test]
+fn max_retries_bounds_the_retries_under_way_and_not_the_first_tries() {
+    for (limit, status, tries) in [(Some(1), 503, 3), (Some(2), 200, 4), (None, 200, 4)] {
+        Bench::new(|routes| {
+            let mut r = route("r", vec![weighted("v1", 1)]);
+            let (retry_on, backoff) = (vec![RetryCondition::Status5xx], Duration::from_millis(1));
+            r.retries = RetryPolicy { attempts: 2, per_try_timeout: None, retry_on, backoff };
+            routes.http = vec![r];
+            routes.subsets[0].traffic_policy.max_retries = limit;
+        })
+        .run(async |bench| {
+            bench.fail_next(1);
+            bench.hang_next(1);
+            let slow = bench.spawn_get("/");
+            bench.until_upstream_requests(2).await;
+            bench.fail_next(1);
+            assert_eq!(bench.get("/").await.0.as_u16(), status, "{limit:?}");
+            assert_eq!(bench.upstream_requests(), tries, "{limit:?}");
+            assert_eq!(bench.metrics().contains("response_flags=\"UO\""), status == 503);
+            slow.abort();
+            let _ = slow.await;
+            bench.fail_next(1);
+            while bench.get("/").await.0 != StatusCode::OK {
+                // The client that is gone may not have been noticed yet.
+                bench.fail_next(1);
+            }
+        });
+    }
+}
+
+#[test]
+fn a_tcp_route_sends_its_port_to_its_destination_and_leaves_other_ports_alone() {
+    for (port, ends) in [(Some(80), ["v2"].as_slice()), (None, &["v2"]), (Some(81), &["v1", "v2"])] {
+        Bench::with_app(AppProtocol::Tcp, App::Greeter, |routes| {
+            let destinations = vec![weighted("v1", 0), weighted("v2", 1)];
+            routes.tcp = vec![TcpRoute { port, destinations }];
+        })
+        .run(async |bench| {
+            for version in ["v1", "v2"] {
+                bench.break_dials(version, true);
+                let mut served = 0;
+                for _ in 0..30 {
+                    use tokio::io::AsyncReadExt;
+                    let mut greeting = String::new();
+                    let _ = bench.raw().await.take(5).read_to_string(&mut greeting).await;
+                    served += usize::from(greeting == "220 x");
+                }
+                bench.break_dials(version, false);
+                let others = ends.iter().filter(|end| **end != version).count();
+                let all_served = !ends.contains(&version);
+                assert_eq!(
+                    (served > 0, served == 30),
+                    (others > 0, all_served),
+                    "{port:?}: {version} broken"
+                );
+            }
+        });
+    }
 }

@@ -124,6 +124,11 @@ struct Setup {
 impl Setup {
     /// `upstream`: the identity that the endpoint's certificate really carries.
     async fn new(upstream: &str) -> Self {
+        Self::with(upstream, |_, _| {}).await
+    }
+
+    /// The same with other properties of the service and its endpoint.
+    async fn with(upstream: &str, edit: impl FnOnce(&mut Service, &mut Workload)) -> Self {
         let ca = ca();
         let application_port = TcpListener::bind("127.0.0.2:0").await.unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -136,7 +141,7 @@ impl Setup {
         let (_, own) = watch::channel(CertState::Ready(issue(&ca, &account("waypoint"))));
         let dial =
             Tunnels::new(own.clone(), &me.workload).with_port(application_port.local_addr().unwrap().port());
-        let (_, snapshots) = watch::channel(Arc::new(world()));
+        let (_, snapshots) = watch::channel(Arc::new(world(edit)));
         let families = Families::register(&prometheus::Registry::new()).unwrap();
         let worker =
             Worker::new(me, snapshots, Rc::new(dial), families, LimitBook::default(), Default::default());
@@ -165,7 +170,7 @@ fn client(ca: &Ca, name: &str, port: u16) -> Tunnels {
     Tunnels::new(certificate, &workload(name, "127.0.0.1")).with_port(port)
 }
 
-fn world() -> Snapshot {
+fn world(edit: impl FnOnce(&mut Service, &mut Workload)) -> Snapshot {
     let mut service = Service::new(ServiceName::new("default", "web.default.svc.cluster.local"), "web");
     let port = PortMapping { service_port: 80, target_port: 8080, app_protocol: AppProtocol::Http11 };
     service.ports = vec![port];
@@ -178,7 +183,8 @@ fn world() -> Snapshot {
         hbone_port: 15008,
     });
     let mut endpoint = workload("web", "127.0.0.2");
-    endpoint.services = BTreeMap::from([(service.key.clone(), vec![port])]).into();
+    edit(&mut service, &mut endpoint);
+    endpoint.services = BTreeMap::from([(service.key.clone(), service.ports.clone())]).into();
     Snapshot::of([Change::Service(Arc::new(service)), Change::Workload(Arc::new(endpoint))])
 }
 
@@ -245,6 +251,56 @@ fn an_endpoint_with_another_identity_is_refused() {
         let (status, reason, _) = exchange(io, Bytes::new()).await;
         assert_eq!((status, reason.as_str()), (503, "peer_identity_rejected"));
         assert!(setup.seen.borrow().is_empty());
+    });
+}
+
+#[test]
+fn an_endpoint_may_prove_an_identity_that_its_service_names_and_no_other() {
+    run(async || {
+        for (upstream, status) in [("legacy", 200), ("web", 200), ("impostor", 503)] {
+            let named = |service: &mut Service, _: &mut Workload| {
+                service.subject_alt_names = vec![account("legacy")];
+            };
+            let setup = Setup::with(upstream, named).await;
+            let io = setup.open(&setup.client, "127.0.0.1").await.unwrap();
+            assert_eq!(exchange(io, Bytes::new()).await.0, status, "{upstream}");
+        }
+    });
+}
+
+/// Answers every request on loopback, outside the mesh; its port.
+async fn outside() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::task::spawn_local(async move {
+        while let Ok((socket, _)) = listener.accept().await {
+            let service = service_fn(async |request: Request<hyper::body::Incoming>| {
+                let body = request.into_body().collect().await.unwrap().to_bytes();
+                Ok::<_, Infallible>(Response::new(Full::new(body)))
+            });
+            let served = hyper::server::conn::http1::Builder::new();
+            tokio::task::spawn_local(served.serve_connection(TokioIo::new(socket), service));
+        }
+    });
+    port
+}
+
+#[test]
+fn an_endpoint_that_is_a_host_name_is_resolved_and_one_that_does_not_exist_is_503() {
+    run(async || {
+        let port = outside().await;
+        for (name, status, reason) in [("localhost", 200, ""), ("no..such", 503, "connect_failed")] {
+            let external = |service: &mut Service, endpoint: &mut Workload| {
+                service.ports[0].target_port = port;
+                endpoint.addresses = vec![];
+                endpoint.hostname = name.into();
+                endpoint.tunnel = Tunnel::None;
+            };
+            let setup = Setup::with("web", external).await;
+            let io = setup.open(&setup.client, "127.0.0.1").await.unwrap();
+            let (got, why, _) = exchange(io, Bytes::from("x")).await;
+            assert_eq!((got, why.as_str()), (status, reason), "{name}");
+        }
     });
 }
 

@@ -33,7 +33,7 @@ pub fn all(root: &Path, release: bool) -> Result<()> {
 /// that this one is about to embed.
 pub fn ebpf(root: &Path) -> Result<PathBuf> {
     let compiler = setup::ensure(Need::Build)?;
-    println!("eBPF compiler: {}", compiler.name);
+    eprintln!("eBPF compiler: {}", compiler.name);
     let target = target()?;
     fs::create_dir_all(&target).with_context(|| format!("cannot create {}", target.display()))?;
     let turn = File::create(target.join("culvert.lock")).context("cannot lock the eBPF build folder")?;

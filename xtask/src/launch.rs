@@ -16,7 +16,7 @@ use crate::{
 /// Builds everything optimised and runs a program of the `tests` crate with the given arguments; its
 /// exit status is ours.
 pub fn launch(root: &Path, program: &str, args: &[String]) -> Result<ExitCode> {
-    setup::ensure(Need::Load)?;
+    setup::ensure(Need::Test)?;
     build::all(root, true)?;
     run(cargo(root).args(["build", "--release", "-p", "culvert-tests"]))?;
     if program == "culvert-bench" {

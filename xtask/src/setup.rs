@@ -25,10 +25,8 @@ pub const LLVM: &str = "22";
 pub enum Need {
     /// Compile the programs and the eBPF object.
     Build,
-    /// Run the tests.
+    /// Run the tests, the demo or a benchmark.
     Test,
-    /// Run the demo or a benchmark.
-    Load,
 }
 
 /// Installs what is missing, or says exactly which command would. Returns the eBPF compiler.
@@ -53,11 +51,11 @@ pub fn ensure_ebpf_clippy() -> Result<Compiler> {
 /// Everything, with a line for each tool: whether it was there, and its version.
 pub fn announce() -> Result<()> {
     apt::remove_leftover();
-    let missing = programs::missing(Need::Load);
+    let missing = programs::missing(Need::Test);
     let had_compiler = compiler::find().is_some();
     let had_linker = cargo_tools::linker_works();
     let had_deny = cargo_tools::has_cargo_deny()?;
-    ensure(Need::Load)?;
+    ensure(Need::Test)?;
     let compiler = ensure_ebpf_clippy()?;
     cargo_tools::cargo_deny()?;
     programs::announce(&missing);

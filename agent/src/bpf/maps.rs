@@ -1,5 +1,7 @@
 //! The kernel tables: one struct owns every handle, and map names appear nowhere else.
 
+mod dump;
+
 use std::{
     net::SocketAddr,
     os::fd::AsRawFd,

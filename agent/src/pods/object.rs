@@ -11,7 +11,7 @@ use mesh_core::{
 use super::PodInfo;
 
 /// Annotation that names the network namespace of a pod where no CNI plugin tells.
-const NETNS_ANNOTATION: &str = "culvert.dev/netns";
+pub(super) const NETNS_ANNOTATION: &str = "culvert.dev/netns";
 
 /// What is the same for all pods of a node.
 #[derive(Debug, Clone)]

@@ -32,6 +32,11 @@ impl Fake {
         *lock(&self.failures) = count;
     }
 
+    /// Holds a pod as an earlier process left it.
+    pub fn remember(&self, pod: Pod) {
+        lock(&self.pods).insert(pod.netns, pod);
+    }
+
     /// State of a captured pod; none when it is not captured.
     pub fn state(&self, cookie: u64) -> Option<PodState> {
         lock(&self.pods).get(&cookie).map(|pod| pod.state)

@@ -8,7 +8,7 @@ use mesh_core::{
     outcome::{Reason, Refusal},
 };
 use mesh_net::{
-    ca::CertState,
+    ca::{CertState, SignError},
     task::{Drain, Pending},
 };
 use tokio::{
@@ -29,6 +29,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(10);
 /// Peers may use a tunnel for this long after the pod was withdrawn: the news has to reach them.
 const SETTLE: Duration = Duration::from_secs(2);
+/// Open flows of a pod that leaves the mesh alive end when they like (decision 0024).
+const NO_DEADLINE: Duration = Duration::MAX;
 /// Flows of a pod that was deleted get this long to notice that they are closed.
 const CLOSE: Duration = Duration::from_millis(500);
 
@@ -38,14 +40,20 @@ struct Life {
     target: Option<Arc<Target>>,
     listeners: Vec<Listeners>,
     certificate: Option<watch::Receiver<CertState>>,
+    /// Why there is none.
+    uncertified: Option<SignError>,
     member: Option<Arc<Member>>,
+    /// Groups of flows of the times that the pod was in the mesh before and has left it.
+    leaving: Vec<Drain>,
     deleted: bool,
-    done: mpsc::Sender<Event>,
+    /// Says that the flows of the first so many of `leaving` have ended.
+    done: mpsc::Sender<usize>,
 }
 
 /// Carries a pod into the mesh and out of it. `begin` says how it was found; none that it is captured
 /// but does not belong into the mesh any more. `first` is dropped when it is in for the first time, or
-/// when a step has failed: one pod's trouble does not make a node unready for ever.
+/// when a step has failed or its certificate was refused: one pod's trouble does not make a node unready
+/// for ever. A certificate authority that is away is no pod's own trouble.
 pub(super) async fn run(
     means: Arc<Means>,
     info: Arc<PodInfo>,
@@ -56,51 +64,35 @@ pub(super) async fn run(
     let (mut enrolment, actions) = begin.map_or_else(Enrolment::abandon, Enrolment::begin);
     let mut queue = VecDeque::from(actions);
     let (done, mut finished) = mpsc::channel(4);
-    let mut life = Life {
-        means,
-        info,
-        target: None,
-        listeners: Vec::new(),
-        certificate: None,
-        member: None,
-        deleted: false,
-        done,
-    };
-    let (mut backoff, mut retry) = (FIRST_RETRY, None);
-    let mut failed = None;
+    let mut life = Life::new(means, info, done);
+    let mut retry = Retry::default();
     while enrolment.state() != State::Gone || !queue.is_empty() {
-        life.show(&enrolment, failed.as_deref());
-        if failed.is_some() || !enrolment.state().is_inward() {
+        life.show(&enrolment, retry.failed.as_deref());
+        if retry.failed.is_some() || life.is_refused() || !enrolment.state().is_inward() {
             drop(first.take());
         }
-        if retry.is_none_or(|at| at <= Instant::now())
+        if retry.is_due()
             && let Some(action) = queue.front().copied()
         {
             match life.perform(action).await {
                 Ok(event) => {
                     queue.pop_front();
-                    (backoff, retry, failed) = (FIRST_RETRY, None, None);
+                    retry = Retry::default();
                     queue.extend(event.into_iter().flat_map(|event| enrolment.on(event)));
                 }
-                Err(reason) => {
-                    tracing::warn!(
-                        pod = life.info.name(),
-                        ?action,
-                        reason,
-                        "enrolment step failed; it is repeated"
-                    );
-                    failed = Some(format!("{action:?}: {reason}"));
-                    retry = Some(Instant::now() + backoff);
-                    backoff = (backoff * 2).min(LAST_RETRY);
-                }
+                Err(reason) => retry.after(&life.info, action, &reason),
             }
             continue;
         }
         let event = tokio::select! {
             event = events.recv() => event,
-            event = finished.recv() => event,
-            event = certificate(life.certificate.as_mut()), if life.certificate.is_some() => Some(event),
-            () = sleep_until(retry) => continue,
+            ended = finished.recv() => match ended {
+                Some(groups) if groups == life.leaving.len() => Some(Event::Drained),
+                // It was in the mesh again since then.
+                _ => continue,
+            },
+            state = certificate(life.certificate.as_mut()) => Some(life.certified(&state)),
+            () = sleep_until(retry.at) => continue,
         };
         // The supervisor keeps the sender while the pod exists: without it, the agent stops.
         let Some(event) = event else { return };
@@ -109,12 +101,33 @@ pub(super) async fn run(
         if matches!(event, Event::Deleted | Event::Ineligible | Event::Eligible) && !next.is_empty() {
             // The way has changed: what was still to be done is not any more.
             queue.clear();
-            retry = None;
+            retry.at = None;
         }
         queue.extend(next);
     }
     if !life.deleted {
         life.means.registry.set(&life.info, None, Some("it has left the mesh".into()));
+    }
+}
+
+/// When a step that failed is tried again.
+#[derive(Default)]
+struct Retry {
+    at: Option<Instant>,
+    wait: Option<Duration>,
+    failed: Option<String>,
+}
+
+impl Retry {
+    fn is_due(&self) -> bool {
+        self.at.is_none_or(|at| at <= Instant::now())
+    }
+
+    fn after(&mut self, pod: &PodInfo, action: Action, reason: &str) {
+        tracing::warn!(pod = pod.name(), ?action, reason, "enrolment step failed; it is repeated");
+        let wait = self.wait.map_or(FIRST_RETRY, |wait| (wait * 2).min(LAST_RETRY));
+        self.failed = Some(format!("{action:?}: {reason}"));
+        (self.at, self.wait) = (Some(Instant::now() + wait), Some(wait));
     }
 }
 
@@ -126,27 +139,40 @@ async fn sleep_until(at: Option<Instant>) {
 }
 
 /// The next change of a certificate.
-async fn certificate(receiver: Option<&mut watch::Receiver<CertState>>) -> Event {
-    let Some(receiver) = receiver else { return std::future::pending().await };
-    loop {
-        if receiver.changed().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-        match &*receiver.borrow_and_update() {
-            CertState::Ready(_) => return Event::CertificateReady,
-            CertState::Unavailable(_) => return Event::CertificateLost,
-            CertState::Pending => {}
-        }
+async fn certificate(receiver: Option<&mut watch::Receiver<CertState>>) -> CertState {
+    if let Some(receiver) = receiver
+        && receiver.changed().await.is_ok()
+    {
+        return receiver.borrow_and_update().clone();
     }
+    std::future::pending().await
 }
 
 impl Life {
+    fn new(means: Arc<Means>, info: Arc<PodInfo>, done: mpsc::Sender<usize>) -> Self {
+        Self {
+            means,
+            info,
+            target: None,
+            listeners: Vec::new(),
+            certificate: None,
+            uncertified: None,
+            member: None,
+            leaving: Vec::new(),
+            deleted: false,
+            done,
+        }
+    }
+
     fn show(&self, enrolment: &Enrolment, failed: Option<&str>) {
         if self.deleted {
             return;
         }
         let awaits = Some(enrolment.awaits()).filter(|what| *what != "nothing");
-        let reason = failed.map(str::to_owned).or_else(|| awaits.map(|what| format!("awaits {what}")));
+        let reason = failed
+            .map(str::to_owned)
+            .or_else(|| self.uncertified.as_ref().map(|error| format!("awaits certificate: {error}")))
+            .or_else(|| awaits.map(|what| format!("awaits {what}")));
         self.means.registry.set(&self.info, Some(enrolment.state()), reason);
         if let Some(target) = &self.target {
             self.means.registry.found(&self.info.uid, target.cookie);
@@ -161,7 +187,7 @@ impl Life {
                 blocking(move || redirector.block(&target)).await.map(|()| None)
             }
             Action::BindListeners => self.bind().await.map(Some),
-            Action::RequestCertificate => Ok(self.request_certificate()),
+            Action::RequestCertificate => Ok(Some(self.request_certificate())),
             Action::Capture => self.capture().await.map(Some),
             Action::Announce => self.announce(true).await.map(|()| None),
             Action::Withdraw => self.announce(false).await.map(|()| Some(Event::Withdrawn)),
@@ -206,11 +232,32 @@ impl Life {
     }
 
     /// Follows the certificate; it may be there already, for another pod of the same account.
-    fn request_certificate(&mut self) -> Option<Event> {
+    fn request_certificate(&mut self) -> Event {
         let mut receiver = (self.means.certificates)(&self.identity());
-        let ready = matches!(&*receiver.borrow_and_update(), CertState::Ready(_));
+        let state = receiver.borrow_and_update().clone();
         self.certificate = Some(receiver);
-        ready.then_some(Event::CertificateReady)
+        self.certified(&state)
+    }
+
+    /// Notes what became of the certificate.
+    fn certified(&mut self, state: &CertState) -> Event {
+        let error = match state {
+            CertState::Unavailable(error) => Some(error.clone()),
+            _ => None,
+        };
+        if let Some(error) = error.as_ref().filter(|_| self.uncertified != error) {
+            tracing::warn!(pod = self.info.name(), identity = %self.identity(), %error, "no certificate; it is asked for again");
+        }
+        self.uncertified = error;
+        match state {
+            CertState::Ready(_) => Event::CertificateReady,
+            _ => Event::CertificateLost,
+        }
+    }
+
+    /// Whether the certificate authority will not have this pod.
+    fn is_refused(&self) -> bool {
+        matches!(&self.uncertified, Some(SignError::Refused { .. } | SignError::BadAnswer { .. }))
     }
 
     async fn capture(&mut self) -> Result<Event, String> {
@@ -235,9 +282,14 @@ impl Life {
             certificate,
             drain: self.means.stop.child(),
         });
-        self.member = Some(member.clone());
+        let before = self.member.replace(member.clone());
         for (worker, listeners) in self.means.workers.iter().zip(listeners) {
             worker.serve(member.clone(), listeners).await;
+        }
+        if let Some(before) = before {
+            // The label was back before it had left: its old listeners close, and its flows go on.
+            self.leaving.push(before.drain.clone());
+            tokio::spawn(async move { before.drain.finish(NO_DEADLINE).await });
         }
         Ok(Event::CaptureOn)
     }
@@ -250,16 +302,21 @@ impl Life {
         }
     }
 
+    /// The latest of these waits for the groups of all before it too: what follows undoes the routing
+    /// that each of their flows needs.
     fn drain(&mut self) {
         self.listeners.clear();
-        let (member, done, deadline) = (self.member.take(), self.done.clone(), self.means.drain);
+        self.leaving.extend(self.member.take().map(|member| member.drain.clone()));
+        let (leaving, done) = (self.leaving.clone(), self.done.clone());
         tokio::spawn(async move {
-            if let Some(member) = member {
+            if !leaving.is_empty() {
                 tokio::time::sleep(SETTLE).await;
-                member.drain.finish(deadline).await;
+            }
+            for group in &leaving {
+                group.finish(NO_DEADLINE).await;
             }
             // The pod may be gone already.
-            let _ = done.send(Event::Drained).await;
+            let _ = done.send(leaving.len()).await;
         });
     }
 
@@ -268,14 +325,17 @@ impl Life {
         for worker in &self.means.workers {
             worker.close(self.info.uid.clone(), refusal.clone()).await;
         }
-        if let Some(member) = self.member.take() {
-            finish(&member.drain).await;
+        self.leaving.extend(self.member.take().map(|member| member.drain.clone()));
+        for group in self.leaving.drain(..) {
+            if !group.finish(CLOSE).await {
+                tracing::debug!("flows of a deleted pod were dropped");
+            }
         }
     }
 
     async fn clean_up(&mut self) -> Result<(), String> {
         self.listeners.clear();
-        self.certificate = None;
+        (self.certificate, self.uncertified) = (None, None);
         let Ok(target) = self.target() else { return Ok(()) };
         let (redirector, from) = (self.means.redirector.clone(), target.clone());
         blocking(move || redirector.release(&from)).await?;
@@ -284,12 +344,6 @@ impl Life {
             Err(error) if !self.deleted => Err(error.to_string()),
             _ => Ok(()),
         }
-    }
-}
-
-async fn finish(drain: &Drain) {
-    if !drain.finish(CLOSE).await {
-        tracing::debug!("flows of a deleted pod were dropped");
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{args::Explain, exit::Failure, offline};
 const OFFERED: usize = 8;
 
 pub(super) fn tell(folder: &Path, options: &Explain) -> Result<Told, Failure> {
-    let world = offline::load(folder)?;
+    let world = offline::load(folder, &options.settings)?;
     let snapshot = &world.snapshot;
     let source = find_source(snapshot, &options.source)
         .ok_or_else(|| unknown("workload", &options.source, folder, workloads(snapshot)))?;

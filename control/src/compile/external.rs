@@ -9,12 +9,12 @@ use mesh_core::model::{
 
 use super::{
     Context,
-    services::{Backend, Named, mapping},
+    services::{Backend, Named, ingress, mapping},
     workloads::{add, backed, base},
 };
 use crate::{
     finding::Severity,
-    object::{Body, Entry, Key, Labels, Place, Resolution, ServiceEntry},
+    object::{Body, Entry, Key, Labels, Object, Place, Resolution, ServiceEntry},
     vips::Vips,
 };
 
@@ -36,7 +36,7 @@ pub(super) fn services(cx: &mut Context<'_>, vips: &mut Vips) {
                 cx.note(key, &format!("spec.hosts[{index}]"), "conflict", reason, "rename one of them");
                 continue;
             }
-            let service = service(cx, key, entry, &name, vips);
+            let service = service(cx, (key, object), entry, &name, vips);
             cx.sources.insert(name.clone(), (key, object));
             cx.out.services.insert(name.clone(), service);
             names.push(name);
@@ -50,7 +50,7 @@ pub(super) fn services(cx: &mut Context<'_>, vips: &mut Vips) {
 
 fn service(
     cx: &mut Context<'_>,
-    key: &Key,
+    (key, object): (&Key, &Object),
     entry: &ServiceEntry,
     name: &ServiceName,
     vips: &mut Vips,
@@ -64,6 +64,7 @@ fn service(
     service.ports = entry.ports.iter().map(|p| mapping(p, Named::Nobody)).collect();
     service.subject_alt_names = entry.identities.clone();
     service.namespace_only = entry.namespace_only;
+    service.ingress_use_waypoint = ingress(cx, &key.namespace, object);
     if entry.resolution == Resolution::None {
         let mode = LoadBalancingMode::Passthrough;
         service.load_balancing = LoadBalancing { mode, allow_unhealthy: true, ..LoadBalancing::default() };
@@ -177,6 +178,9 @@ fn fill(workload: &mut Workload, uid: String, entry: &Entry, labels: &Labels) {
     workload.service_account = entry.service_account.clone();
     workload.capacity = entry.weight;
     workload.workload_name = workload.name.clone();
+    if workload.canonical_name.is_empty() {
+        workload.canonical_name = workload.name.clone();
+    }
     workload.health = if entry.unhealthy { Health::Unhealthy } else { Health::Healthy };
     workload.native_tunnel = labels.get("networking.istio.io/tunnel").is_some_and(|v| &**v == "http");
     if workload.native_tunnel {

@@ -75,7 +75,9 @@ fn has_l7(rule: &L7Rule) -> bool {
             .iter()
             .any(|l| !l.is_empty())
     };
-    rule.to.iter().any(operation) || rule.when.iter().any(|w| matches!(w.key, ConditionKey::Header(_)))
+    let source = |s: &L7Source| !s.remote_ip_blocks.is_empty() || !s.not_remote_ip_blocks.is_empty();
+    let key = |w: &L7Condition| matches!(w.key, ConditionKey::Header(_) | ConditionKey::RemoteIp);
+    rule.to.iter().any(operation) || rule.from.iter().any(source) || rule.when.iter().any(key)
 }
 
 /// One clause for all operations, one for all sources, one per condition. A clause in which some
@@ -125,7 +127,7 @@ fn condition(w: &L7Condition) -> L4Match {
     let (yes, no) = (&w.values, &w.not_values);
     let mut m = L4Match::default();
     match &w.key {
-        ConditionKey::Header(_) => {}
+        ConditionKey::Header(_) | ConditionKey::RemoteIp => {}
         ConditionKey::SourceIp => (m.source_ips, m.not_source_ips) = (nets(yes), nets(no)),
         ConditionKey::DestinationIp => (m.destination_ips, m.not_destination_ips) = (nets(yes), nets(no)),
         ConditionKey::SourceNamespace => (m.namespaces, m.not_namespaces) = (yes.clone(), no.clone()),
@@ -159,6 +161,7 @@ fn peer_authentication(cx: &mut Context<'_>) {
         })
         .collect();
     all.sort_by_key(|(key, _, created)| (*created, *key));
+    younger_ones(cx, &all);
     let root = cx.options.root_namespace.clone();
     let plan: BTreeMap<WorkloadUid, PolicyName> = cx
         .out
@@ -185,6 +188,18 @@ fn peer_authentication(cx: &mut Context<'_>) {
         if let Some(workload) = cx.out.workloads.get_mut(&uid) {
             workload.policies.push(name);
         }
+    }
+}
+
+/// Of several for one whole namespace the oldest counts: the others are told.
+fn younger_ones(cx: &mut Context<'_>, all: &Peers<'_>) {
+    let mut first = BTreeMap::<&Arc<str>, &Key>::new();
+    for (key, ..) in all.iter().filter(|(_, peer, _)| peer.selector.is_none()) {
+        if let Some(older) = first.get(&key.namespace) {
+            let reason = format!("its namespace already has {older}, which is used");
+            cx.note(key, "spec", "conflict", reason, "merge the two, or add a selector");
+        }
+        first.entry(&key.namespace).or_insert(key);
     }
 }
 
@@ -268,8 +283,9 @@ pub(super) fn require_waypoints(cx: &mut Context<'_>) {
         identities.dedup();
         let not_principals = identities.iter().map(|p| StringMatch::Exact(p.as_str().into())).collect();
         let rule = L4Rule { clauses: vec![clause(L4Match { not_principals, ..L4Match::default() })] };
-        let short = service.hostname.split('.').next().unwrap_or_default();
-        let name = PolicyName::new(service.namespace.clone(), format!("culvert_require_waypoint_{short}"));
+        // The whole name: two hosts may begin alike, and one policy must not take the other's place.
+        let own = format!("culvert_require_waypoint_{}", service.hostname);
+        let name = PolicyName::new(service.namespace.clone(), own);
         cx.out.policies.insert(name.clone(), deny(&name, vec![rule]));
         for uid in cx.endpoints.get(&service).into_iter().flatten() {
             if let Some(workload) = cx.out.workloads.get_mut(uid).filter(|w| !w.policies.contains(&name)) {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use mesh_core::model::{
-    ServiceName,
+    GatewayDestination, ServiceName,
     l7::{RouteAction, ServiceRoutes, Subset, TrafficPolicy, WeightedDestination},
 };
 
@@ -12,32 +12,61 @@ use super::{
     waypoints::{Cause, need},
 };
 use crate::memory::Routed;
-use crate::object::{Body, Key, VirtualService};
+use crate::object::{Body, DestinationRule, Key, Object, VirtualService};
 
 pub(super) fn compile(cx: &mut Context<'_>, routed: &Routed) {
     cx.out.routes = cx.out.services.values().map(|s| (s.key.clone(), plain(s))).collect();
-    for (key, object) in cx.each("DestinationRule") {
-        let Body::DestinationRule(rule) = &object.body else { continue };
-        let host = ServiceName::new("", rule.host.clone());
-        let Some(name) = cx.service_of(&host) else {
-            let reason = format!("there is no service {}", rule.host);
-            cx.note(key, "spec.host", "unknown-host", reason, "create it or correct the name");
-            continue;
-        };
-        let Some(routes) = cx.out.routes.get_mut(&name) else { continue };
-        routes.traffic_policy = rule.policy.clone();
-        let subset = |(name, labels, policy): &(Arc<str>, _, TrafficPolicy)| Subset {
-            name: name.clone(),
-            labels: Clone::clone(labels),
-            traffic_policy: policy.clone(),
-        };
-        routes.subsets = rule.subsets.iter().map(subset).collect();
-    }
-    for (key, object) in cx.each("VirtualService") {
+    destination_rules(cx);
+    for (key, object) in oldest_first(cx, "VirtualService") {
         if let Body::VirtualService(vs) = &object.body {
             virtual_service(cx, routed, key, vs);
         }
     }
+}
+
+/// Of two objects for one service the older counts, as in Istio; of equal age the first by name.
+fn oldest_first<'a>(cx: &Context<'a>, kind: &str) -> Vec<(&'a Key, &'a Object)> {
+    let mut all: Vec<_> = cx.each(kind).collect();
+    all.sort_by_key(|(key, object)| (object.meta.created.clone(), *key));
+    all
+}
+
+/// Rules of a service's own namespace come before those of the root namespace; others do not count, or
+/// anybody could change how another's service is reached.
+fn destination_rules(cx: &mut Context<'_>) {
+    let mut used = std::collections::BTreeMap::<ServiceName, Key>::new();
+    let mut rules = oldest_first(cx, "DestinationRule");
+    rules.sort_by_key(|(key, _)| key.namespace == cx.options.root_namespace);
+    for (key, object) in rules {
+        let Body::DestinationRule(rule) = &object.body else { continue };
+        let Some(name) = cx.service_of(&ServiceName::new("", rule.host.clone()), &key.namespace) else {
+            let reason = format!("there is no service {}", rule.host);
+            cx.note(key, "spec.host", "unknown-host", reason, "create it or correct the name");
+            continue;
+        };
+        if key.namespace != name.namespace && key.namespace != cx.options.root_namespace {
+            let reason = format!("{} is a service of namespace {}", rule.host, name.namespace);
+            let remedy = "move the rule to that namespace or to the root namespace";
+            cx.note(key, "spec.host", "not-allowed", reason, remedy);
+        } else if let Some(first) = used.get(&name) {
+            let reason = format!("{} already has {first}, which is used", rule.host);
+            cx.note(key, "spec.host", "conflict", reason, "merge the two");
+        } else {
+            destination_rule(cx, &name, rule);
+            used.insert(name, key.clone());
+        }
+    }
+}
+
+fn destination_rule(cx: &mut Context<'_>, name: &ServiceName, rule: &DestinationRule) {
+    let Some(routes) = cx.out.routes.get_mut(name) else { return };
+    routes.traffic_policy = rule.policy.clone();
+    let subset = |(name, labels, policy): &(Arc<str>, _, TrafficPolicy)| Subset {
+        name: name.clone(),
+        labels: Clone::clone(labels),
+        traffic_policy: policy.clone(),
+    };
+    routes.subsets = rule.subsets.iter().map(subset).collect();
 }
 
 fn plain(service: &mesh_core::model::Service) -> ServiceRoutes {
@@ -67,21 +96,22 @@ fn virtual_service(cx: &mut Context<'_>, routed: &Routed, key: &Key, vs: &Virtua
         route.destinations.iter_mut().for_each(|d| resolve(cx, key, &format!("spec.tcp[{index}]"), d));
     }
     for (index, host) in vs.hosts.iter().enumerate() {
-        let Some(name) = cx.service_of(&ServiceName::new("", host.clone())) else {
+        let field = format!("spec.hosts[{index}]");
+        let Some(name) = cx.service_of(&ServiceName::new("", host.clone()), &key.namespace) else {
             let reason = format!("there is no service {host}");
-            cx.note(
-                key,
-                &format!("spec.hosts[{index}]"),
-                "unknown-host",
-                reason,
-                "create it or correct the name",
-            );
+            cx.note(key, &field, "unknown-host", reason, "create it or correct the name");
             continue;
         };
+        if !may_route(cx, key, &name) {
+            let reason = format!("{host} is a service of namespace {}", name.namespace);
+            let remedy = "move the object to the namespace of the service or of its waypoint";
+            cx.note(key, &field, "not-allowed", reason, remedy);
+            continue;
+        }
         let Some(routes) = cx.out.routes.get_mut(&name) else { continue };
         if !routes.origin.is_empty() {
             let reason = format!("{host} already has {}, which is used", routes.origin);
-            cx.note(key, &format!("spec.hosts[{index}]"), "conflict", reason, "merge the two");
+            cx.note(key, &field, "conflict", reason, "merge the two");
             continue;
         }
         routes.origin = key.to_string().into();
@@ -90,9 +120,18 @@ fn virtual_service(cx: &mut Context<'_>, routed: &Routed, key: &Key, vs: &Virtua
     }
 }
 
+/// Whether an object may route a service: it is of the service's namespace or of its waypoint's, or else
+/// anybody could route another's traffic.
+fn may_route(cx: &Context<'_>, key: &Key, name: &ServiceName) -> bool {
+    let Some((source, object)) = cx.sources.get(name) else { return false };
+    let waypoint = cx.labelled_waypoint(&source.namespace, &object.meta.labels).map(|g| g.destination);
+    key.namespace == name.namespace
+        || matches!(waypoint, Some(GatewayDestination::Hostname(w)) if w.namespace == key.namespace)
+}
+
 /// Puts in the full name; a destination that does not exist stays as written and answers 503.
 fn resolve(cx: &mut Context<'_>, key: &Key, field: &str, destination: &mut WeightedDestination) {
-    match cx.service_of(&destination.service) {
+    match cx.service_of(&destination.service, &key.namespace) {
         Some(name) => destination.service = name,
         None => {
             let host = destination.service.hostname.clone();

@@ -8,7 +8,7 @@ use mesh_core::model::{LoadBalancing, LoadBalancingMode, PortMapping, Scope, Ser
 use super::Context;
 use crate::{
     finding::Severity,
-    object::{self, Body, Labels, TargetPort},
+    object::{self, Body, Key, Labels, Object, TargetPort},
     vips::Vips,
 };
 
@@ -35,8 +35,11 @@ pub(super) fn compile(cx: &mut Context<'_>, vips: &mut Vips) {
         }
         service.vips = ips.into_iter().map(|ip| Vip { network: "".into(), range: IpNet::from(ip) }).collect();
         service.ports = spec.ports.iter().map(|p| mapping(p, Named::Nobody)).collect();
-        service.load_balancing = load_balancing(spec);
+        service.load_balancing = load_balancing(cx, key, object, spec);
         service.canonical = true;
+        service.ip_families = spec.families;
+        service.namespace_only = exported_to(cx, key, object);
+        service.ingress_use_waypoint = ingress(cx, &key.namespace, object);
         let (selector, services) = (&spec.selector, vec![name.clone()]);
         cx.add_backend(&key.namespace, Backend { selector, services, ports: &spec.ports });
         cx.sources.insert(name.clone(), (key, object));
@@ -85,20 +88,53 @@ pub(super) fn mapping(p: &object::ServicePort, named: Named<'_>) -> PortMapping 
     PortMapping { service_port: p.port, target_port, app_protocol: p.protocol }
 }
 
-fn load_balancing(spec: &object::Service) -> LoadBalancing {
+/// Annotation that says who sees a service, as `exportTo` of a ServiceEntry.
+const EXPORT_TO: &str = "networking.istio.io/exportTo";
+/// Annotation of a service or namespace for services without `trafficDistribution`.
+const DISTRIBUTION: &str = "networking.istio.io/traffic-distribution";
+/// Label of a service or namespace: ingress gateways use the waypoint too.
+const INGRESS: &str = "istio.io/ingress-use-waypoint";
+
+/// Whether a service is hidden from other namespaces.
+fn exported_to(cx: &mut Context<'_>, key: &Key, object: &Object) -> bool {
+    match object.meta.annotations.get(EXPORT_TO).map(|text| text.trim()) {
+        None | Some("*") => false,
+        Some(".") => true,
+        Some(other) => {
+            let reason =
+                format!("{EXPORT_TO}: {other:?} is not supported; the service stays in its own namespace");
+            cx.note(key, "metadata.annotations", "unsupported-field", reason, "use \"*\" or \".\"");
+            true
+        }
+    }
+}
+
+pub(super) fn ingress(cx: &Context<'_>, namespace: &str, object: &Object) -> bool {
+    let of_namespace = || cx.namespace_labels(namespace)?.get(INGRESS);
+    object.meta.labels.get(INGRESS).or_else(of_namespace).is_some_and(|value| &**value == "true")
+}
+
+fn load_balancing(cx: &mut Context<'_>, key: &Key, object: &Object, spec: &object::Service) -> LoadBalancing {
     let mut lb = LoadBalancing { allow_unhealthy: spec.publish_not_ready, ..LoadBalancing::default() };
     if spec.local_only {
         (lb.mode, lb.preference) = (LoadBalancingMode::Strict, vec![Scope::Node]);
         return lb;
     }
     let zone = vec![Scope::Network, Scope::Region, Scope::Zone];
-    match spec.distribution.as_deref() {
+    let of_namespace = || cx.namespace(&key.namespace)?.annotations.get(DISTRIBUTION);
+    let annotated = || object.meta.annotations.get(DISTRIBUTION).or_else(of_namespace);
+    match spec.distribution.as_ref().or_else(annotated).map(|text| &**text) {
         Some("PreferClose" | "PreferSameZone") => {
             (lb.mode, lb.preference) = (LoadBalancingMode::Failover, zone);
         }
         Some("PreferSameNode") => {
             lb.mode = LoadBalancingMode::Failover;
             lb.preference = [zone, vec![Scope::Subzone, Scope::Node]].concat();
+        }
+        Some(other) if spec.distribution.is_none() => {
+            let reason = format!("{DISTRIBUTION}: {other:?} is not supported: all endpoints are the same");
+            let remedy = "use PreferSameZone, PreferSameNode or PreferClose";
+            cx.note(key, "metadata.annotations", "unsupported-field", reason, remedy);
         }
         _ => {}
     }

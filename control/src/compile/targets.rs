@@ -46,7 +46,13 @@ fn attached(cx: &mut Context<'_>, routed: &Routed, key: &Key, object: &Object, p
 fn target(cx: &mut Context<'_>, key: &Key, field: &str, kind: &str, name: &Arc<str>) -> Vec<L7Target> {
     match kind {
         "Gateway" => vec![L7Target::Gateway { namespace: key.namespace.clone(), name: name.clone() }],
-        "GatewayClass" => vec![L7Target::AllWaypoints],
+        "GatewayClass" if key.namespace == cx.options.root_namespace => vec![L7Target::AllWaypoints],
+        "GatewayClass" => {
+            let root = &cx.options.root_namespace;
+            let reason = format!("only a policy of the root namespace {root} reaches all waypoints");
+            cx.note(key, field, "not-allowed", reason, "move it there, or name a Gateway of this namespace");
+            Vec::new()
+        }
         "ServiceEntry" => {
             let hosts = hosts_of(cx, key, name);
             if hosts.is_empty() {

@@ -28,7 +28,11 @@ pub(super) enum Cause {
 
 /// Notes that an object needs L7 for a service; ours comes when nothing else is asked for.
 pub(super) fn need(cx: &mut Context<'_>, routed: &Routed, key: &Key, service: &ServiceName, cause: Cause) {
-    if asked(cx, service) || !cx.sources.contains_key(service) {
+    let Some((source, object)) = cx.sources.get(service) else { return };
+    if cx.opted_out(&source.namespace, &object.meta.labels) {
+        return opted_out(cx, key, service, cause);
+    }
+    if asked(cx, service) {
         return;
     }
     if !enrolled(cx, routed, service) {
@@ -40,6 +44,16 @@ pub(super) fn need(cx: &mut Context<'_>, routed: &Routed, key: &Key, service: &S
     };
     cx.out.waypoints.entry(service.namespace.clone()).or_insert(why);
     cx.needs.entry(service.clone()).or_insert_with(|| key.clone());
+}
+
+/// A service that wants no waypoint is not routed, and one that only a waypoint may reach is not reached.
+fn opted_out(cx: &mut Context<'_>, key: &Key, service: &ServiceName, cause: Cause) {
+    let what = match cause {
+        Cause::Routes => "these routes have no effect on it",
+        Cause::Policy => "this policy closes it to everybody",
+    };
+    let reason = format!("{} takes no waypoint ({USE_WAYPOINT}: none), so that {what}", service.hostname);
+    cx.note(key, "", "no-waypoint", reason, "remove the label, or the object");
 }
 
 /// A service outside the mesh gets no waypoint by itself: its clients may not be in the mesh either. One

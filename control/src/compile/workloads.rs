@@ -107,6 +107,12 @@ fn fill_pod(cx: &Context<'_>, workload: &mut Workload, object: &Object, pod: &Po
     }
 }
 
+/// The CronJob that made a Job: the Job's name ends in its time, in 8 to 10 digits.
+fn scheduled(job: &str) -> Option<&str> {
+    let (of, time) = job.rsplit_once('-')?;
+    ((8..=10).contains(&time.len()) && time.bytes().all(|b| b.is_ascii_digit())).then_some(of)
+}
+
 /// A ReplicaSet's name without its hash is the Deployment's.
 fn owner(pod: &Pod, labels: &Labels, name: &Arc<str>) -> (WorkloadType, Arc<str>) {
     match &pod.owner {
@@ -115,7 +121,10 @@ fn owner(pod: &Pod, labels: &Labels, name: &Arc<str>) -> (WorkloadType, Arc<str>
             let short = hash.and_then(|h| owner.strip_suffix(h.as_str()).map(Arc::from));
             (WorkloadType::Deployment, short.unwrap_or_else(|| owner.clone()))
         }
-        Some((kind, owner)) if &**kind == "Job" => (WorkloadType::Job, owner.clone()),
+        Some((kind, owner)) if &**kind == "Job" => match scheduled(owner) {
+            Some(of) => (WorkloadType::Cronjob, of.into()),
+            None => (WorkloadType::Job, owner.clone()),
+        },
         Some((kind, owner)) if &**kind == "Deployment" => (WorkloadType::Deployment, owner.clone()),
         Some((_, owner)) => (WorkloadType::Pod, owner.clone()),
         None => (WorkloadType::Pod, name.clone()),

@@ -50,7 +50,7 @@ pub struct Authorization {
 
 fn selector(spec: &Reader<'_>) -> Option<Labels> {
     spec.opt("selector", |s| {
-        s.known(&["matchLabels"]);
+        s.only(&["matchLabels"]);
         s.map("matchLabels")
     })
     .filter(|labels| !labels.is_empty())
@@ -73,7 +73,8 @@ pub fn peer(spec: &Reader<'_>) -> PeerAuth {
     if spec.present() {
         spec.only(&["selector", "mtls", "portLevelMtls"]);
     }
-    let ports = spec.at("portLevelMtls", |list| {
+    let ports: Vec<(u16, Mode)> = spec.at("portLevelMtls", |list| {
+        list.mapping();
         let keys = list.raw().as_object().into_iter().flatten().map(|(key, _)| key);
         keys.filter_map(|key| {
             let port = key.parse::<u16>().ok().filter(|p| *p > 0);
@@ -84,7 +85,12 @@ pub fn peer(spec: &Reader<'_>) -> PeerAuth {
         })
         .collect()
     });
-    PeerAuth { selector: selector(spec), mode: spec.at("mtls", |m| mode(&m)), ports }
+    let selector = selector(spec);
+    if selector.is_none() && !ports.is_empty() {
+        let reason = "exceptions by port have no effect without a selector";
+        spec.at("portLevelMtls", |f| f.warn("no-effect", reason, "add a selector, or remove them"));
+    }
+    PeerAuth { selector, mode: spec.at("mtls", |m| mode(&m)), ports }
 }
 
 /// Parses an authorization policy of a namespace.
@@ -173,6 +179,8 @@ fn source(s: &Reader<'_>, namespace: &str) -> L7Source {
         "notServiceAccounts",
         "ipBlocks",
         "notIpBlocks",
+        "remoteIpBlocks",
+        "notRemoteIpBlocks",
     ]);
     let accounts = |name: &str| {
         let split = |text: Arc<str>| match text.split_once('/') {
@@ -190,6 +198,8 @@ fn source(s: &Reader<'_>, namespace: &str) -> L7Source {
         not_service_accounts: accounts("notServiceAccounts"),
         ip_blocks: blocks(s, "ipBlocks"),
         not_ip_blocks: blocks(s, "notIpBlocks"),
+        remote_ip_blocks: blocks(s, "remoteIpBlocks"),
+        not_remote_ip_blocks: blocks(s, "notRemoteIpBlocks"),
     }
 }
 
@@ -256,7 +266,9 @@ fn condition(w: &Reader<'_>) -> Option<L7Condition> {
 fn check_value(item: &Reader<'_>, key: &ConditionKey) {
     let Some(text) = item.raw().as_str().filter(|text| !text.is_empty()) else { return };
     match key {
-        ConditionKey::SourceIp | ConditionKey::DestinationIp if cidr(text).is_none() => {
+        ConditionKey::SourceIp | ConditionKey::RemoteIp | ConditionKey::DestinationIp
+            if cidr(text).is_none() =>
+        {
             let reason = format!("{text:?} is no address or CIDR");
             item.error("bad-cidr", reason, "write it like 10.0.0.0/8");
         }

@@ -2,7 +2,7 @@
 
 use std::{net::IpAddr, sync::Arc};
 
-use mesh_core::model::AppProtocol;
+use mesh_core::model::{AppProtocol, IpFamilies};
 
 use super::Labels;
 use crate::reader::Reader;
@@ -67,6 +67,8 @@ pub struct Service {
     pub local_only: bool,
     /// `trafficDistribution`.
     pub distribution: Option<Arc<str>>,
+    /// `ipFamilies`.
+    pub families: IpFamilies,
     /// `type: ExternalName`: a name for DNS only, nothing for the mesh.
     pub external_name: bool,
 }
@@ -143,7 +145,35 @@ pub fn service(spec: &Reader<'_>) -> Service {
         ports: spec.each("ports", |p| service_port(&p)).into_iter().flatten().collect(),
         publish_not_ready: spec.flag("publishNotReadyAddresses"),
         local_only: spec.string("internalTrafficPolicy").as_deref() == Some("Local"),
-        distribution: spec.string("trafficDistribution"),
+        distribution: spec.opt("trafficDistribution", |d| distribution(&d)).flatten(),
+        families: families(spec),
+    }
+}
+
+/// A way to prefer near endpoints; another one prefers none.
+fn distribution(field: &Reader<'_>) -> Option<Arc<str>> {
+    let text = field.text()?;
+    if !["PreferClose", "PreferSameZone", "PreferSameNode"].contains(&text) {
+        let reason = format!("{text} is not supported: all endpoints are the same");
+        field.warn("unsupported-field", reason, "use PreferSameZone, PreferSameNode or PreferClose");
+    }
+    Some(text.into())
+}
+
+fn families(spec: &Reader<'_>) -> IpFamilies {
+    let known = ["IPv4", "IPv6"];
+    let said = spec.each("ipFamilies", |item| {
+        let text = item.element().unwrap_or_default();
+        if !text.is_empty() && !known.contains(&text) {
+            item.error("bad-value", format!("{text:?} is no address family"), "use IPv4 or IPv6");
+        }
+        Arc::<str>::from(text)
+    });
+    match known.map(|family| said.iter().any(|text| **text == *family)) {
+        [true, true] => IpFamilies::Dual,
+        [true, false] => IpFamilies::V4,
+        [false, true] => IpFamilies::V6,
+        [false, false] => IpFamilies::Automatic,
     }
 }
 

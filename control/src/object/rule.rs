@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc};
 
 use mesh_core::model::l7::{LbAlgorithm, TrafficPolicy};
 
-use super::{Labels, resolve_host};
+use super::{Labels, exported, resolve_host};
 use crate::reader::Reader;
 
 /// A destination rule.
@@ -20,7 +20,8 @@ pub struct DestinationRule {
 
 /// Parses a destination rule of a namespace.
 pub fn parse(spec: &Reader<'_>, namespace: &str) -> DestinationRule {
-    spec.known(&["host", "trafficPolicy", "subsets"]);
+    spec.known(&["host", "trafficPolicy", "subsets", "exportTo"]);
+    exported(spec);
     let host = resolve_host(&spec.required("host"), namespace).1;
     let policy = spec.opt("trafficPolicy", |p| traffic(&p, &TrafficPolicy::default())).unwrap_or_default();
     let mut names = BTreeSet::new();
@@ -56,14 +57,20 @@ fn traffic(p: &Reader<'_>, base: &TrafficPolicy) -> TrafficPolicy {
             };
         }
     });
-    let number =
-        |r: &Reader<'_>, name: &str| r.number(name, u64::from(u32::MAX)).and_then(|n| u32::try_from(n).ok());
+    // 0 is not set, as in Istio: a limit of nothing at all is never meant.
+    let number = |r: &Reader<'_>, name: &str| {
+        r.number(name, u64::from(u32::MAX)).and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0)
+    };
     p.opt("connectionPool", |pool| {
         pool.known(&["tcp", "http"]);
         pool.opt("tcp", |tcp| {
             tcp.known(&["maxConnections", "connectTimeout"]);
             policy.max_connections = number(&tcp, "maxConnections").or(policy.max_connections);
             policy.connect_timeout = tcp.duration("connectTimeout").or(policy.connect_timeout);
+            if policy.connect_timeout.is_some_and(|t| t.is_zero()) {
+                let reason = "no connection is made in no time";
+                tcp.at("connectTimeout", |f| f.error("bad-duration", reason, "use 1ms or more"));
+            }
         });
         pool.opt("http", |http| {
             http.known(&[
@@ -76,9 +83,8 @@ fn traffic(p: &Reader<'_>, base: &TrafficPolicy) -> TrafficPolicy {
                 number(&http, "http1MaxPendingRequests").or(policy.max_pending_requests);
             policy.max_requests = number(&http, "http2MaxRequests").or(policy.max_requests);
             policy.max_retries = number(&http, "maxRetries").or(policy.max_retries);
-            policy.max_requests_per_connection = number(&http, "maxRequestsPerConnection")
-                .filter(|n| *n > 0)
-                .or(policy.max_requests_per_connection);
+            policy.max_requests_per_connection =
+                number(&http, "maxRequestsPerConnection").or(policy.max_requests_per_connection);
         });
     });
     policy

@@ -1,17 +1,22 @@
 //! VirtualService (v1alpha3, v1beta1, v1).
 
-use std::{sync::Arc, time::Duration};
+mod effects;
+mod headers;
+mod matches;
+
+use std::sync::Arc;
 
 use mesh_core::model::{
     ServiceName,
-    l7::{
-        AbortStatus, DirectResponse, Fault, HeaderOps, HttpMatch, HttpRoute, Redirect, RetryPolicy, Rewrite,
-        RouteAction, RouteMatch, TcpRoute, WeightedDestination,
-    },
+    l7::{HttpRoute, RouteAction, TcpRoute, WeightedDestination},
 };
-use mesh_net::wire::l7::retry_condition;
 
-use super::resolve_host;
+use self::{
+    effects::{answers_itself, direct, fault, redirect, retries, rewrite},
+    headers::headers,
+    matches::http_match,
+};
+use super::{exported, resolve_host};
 use crate::reader::Reader;
 
 /// A virtual service.
@@ -29,7 +34,8 @@ pub struct VirtualService {
 
 /// Parses a virtual service of a namespace.
 pub fn parse(spec: &Reader<'_>, namespace: &str) -> VirtualService {
-    spec.known(&["hosts", "gateways", "http", "tcp"]);
+    spec.known(&["hosts", "gateways", "exportTo", "http", "tcp"]);
+    exported(spec);
     let hosts = spec.strings("hosts");
     if hosts.is_empty() {
         spec.at("hosts", |f| f.error("missing-field", "hosts is missing or empty", "name the service"));
@@ -88,11 +94,20 @@ fn route(r: &Reader<'_>, namespace: &str, index: usize) -> HttpRoute {
     }
 }
 
+const ACTIONS: [&str; 3] = ["redirect", "directResponse", "route"];
+
+/// What is done with a request; a route can only do one thing.
 fn action(r: &Reader<'_>, namespace: &str) -> RouteAction {
+    let said: Vec<_> = ACTIONS.into_iter().filter(|name| r.at(name, |f| f.present())).collect();
+    if let [first, second, ..] = said[..] {
+        r.error("conflict", format!("{first} and {second} exclude each other"), "keep one of them");
+    }
     if let Some(redirect) = r.opt("redirect", |d| redirect(&d)) {
+        answers_itself(r, "redirect");
         return RouteAction::Redirect(redirect);
     }
     if let Some(direct) = r.opt("directResponse", |d| direct(&d)) {
+        answers_itself(r, "directResponse");
         return RouteAction::Direct(direct);
     }
     let list = destinations(r, namespace);
@@ -125,192 +140,4 @@ fn destinations(r: &Reader<'_>, namespace: &str) -> Vec<WeightedDestination> {
         r.at("route", |f| f.error("bad-weight", "no destination has a weight above zero", "set the weights"));
     }
     list
-}
-
-fn headers(r: &Reader<'_>) -> (HeaderOps, HeaderOps) {
-    r.opt("headers", |h| {
-        h.known(&["request", "response"]);
-        (h.at("request", |o| ops(&o)), h.at("response", |o| ops(&o)))
-    })
-    .unwrap_or_default()
-}
-
-fn ops(o: &Reader<'_>) -> HeaderOps {
-    if o.present() {
-        o.known(&["set", "add", "remove"]);
-    }
-    HeaderOps {
-        set: o.map("set").into_iter().collect(),
-        add: o.map("add").into_iter().collect(),
-        remove: o.strings("remove"),
-    }
-}
-
-const MATCH_FIELDS: [&str; 12] = [
-    "name",
-    "uri",
-    "ignoreUriCase",
-    "scheme",
-    "method",
-    "authority",
-    "headers",
-    "withoutHeaders",
-    "queryParams",
-    "port",
-    "sourceLabels",
-    "sourceNamespace",
-];
-
-fn http_match(m: &Reader<'_>) -> HttpMatch {
-    m.known(&MATCH_FIELDS);
-    let lower = |list: Vec<(Arc<str>, RouteMatch)>| {
-        list.into_iter().map(|(name, value)| (name.to_ascii_lowercase().into(), value)).collect()
-    };
-    HttpMatch {
-        name: m.string("name").unwrap_or_default(),
-        uri: m.opt("uri", |s| string_match(&s)).flatten(),
-        ignore_uri_case: m.flag("ignoreUriCase"),
-        scheme: m.opt("scheme", |s| string_match(&s)).flatten(),
-        method: m.opt("method", |s| string_match(&s)).flatten(),
-        authority: m.opt("authority", |s| string_match(&s)).flatten(),
-        headers: lower(match_map(m, "headers")),
-        without_headers: lower(match_map(m, "withoutHeaders")),
-        query: match_map(m, "queryParams"),
-        port: m.port("port"),
-        source_labels: m.map("sourceLabels"),
-        source_namespace: m.string("sourceNamespace"),
-    }
-}
-
-fn match_map(m: &Reader<'_>, name: &str) -> Vec<(Arc<str>, RouteMatch)> {
-    m.at(name, |field| {
-        let keys = field.raw().as_object().into_iter().flatten().map(|(key, _)| key);
-        keys.map(|key| {
-            let found = field.at(key, |s| string_match(&s)).unwrap_or(RouteMatch::Presence);
-            (Arc::from(key.as_str()), found)
-        })
-        .collect()
-    })
-}
-
-fn string_match(s: &Reader<'_>) -> Option<RouteMatch> {
-    if !s.present() {
-        return None;
-    }
-    if !s.raw().is_object() {
-        s.error("bad-match", "must be exact, prefix or regex", "write it like {exact: x}");
-        return None;
-    }
-    s.known(&["exact", "prefix", "regex"]);
-    if let Some(text) = s.string("exact") {
-        return Some(RouteMatch::Exact(text));
-    }
-    if let Some(text) = s.string("prefix") {
-        return Some(RouteMatch::Prefix(text));
-    }
-    let text = s.string("regex")?;
-    if let Err(error) = regex::Regex::new(&text) {
-        let reason = error.to_string().lines().last().unwrap_or_default().to_string();
-        s.at("regex", |f| f.error("bad-regex", reason, "correct the expression (RE2 syntax)"));
-    }
-    Some(RouteMatch::Regex(text))
-}
-
-fn rewrite(w: &Reader<'_>) -> Rewrite {
-    w.known(&["uri", "uriRegexRewrite", "authority"]);
-    Rewrite {
-        uri: w.string("uri"),
-        uri_regex: w.opt("uriRegexRewrite", |x| {
-            x.known(&["match", "rewrite"]);
-            (x.required("match"), x.required("rewrite"))
-        }),
-        authority: w.string("authority"),
-    }
-}
-
-fn redirect(d: &Reader<'_>) -> Redirect {
-    d.known(&["uri", "authority", "scheme", "port", "redirectCode"]);
-    let code = d.number("redirectCode", 599).and_then(|c| u16::try_from(c).ok()).unwrap_or(301);
-    if ![301, 302, 303, 307, 308].contains(&code) {
-        d.at("redirectCode", |f| {
-            f.error("bad-value", format!("{code} is no redirect"), "use 301, 302, 303, 307 or 308")
-        });
-    }
-    Redirect {
-        code,
-        uri: d.string("uri"),
-        authority: d.string("authority"),
-        scheme: d.string("scheme"),
-        port: d.port("port"),
-    }
-}
-
-fn direct(d: &Reader<'_>) -> DirectResponse {
-    d.known(&["status", "body"]);
-    let body = d.at("body", |b| b.string("string")).unwrap_or_default();
-    let status = d.number("status", 599).and_then(|s| u16::try_from(s).ok()).filter(|s| *s >= 200);
-    if status.is_none() {
-        d.at("status", |f| f.error("bad-value", "status must be 200 to 599", "correct the status"));
-    }
-    DirectResponse { status: status.unwrap_or(500), body }
-}
-
-fn retries(p: &Reader<'_>) -> RetryPolicy {
-    p.known(&["attempts", "perTryTimeout", "retryOn", "backoff"]);
-    let mut policy = RetryPolicy::default();
-    policy.attempts =
-        p.number("attempts", 1000).and_then(|n| u32::try_from(n).ok()).unwrap_or(policy.attempts);
-    policy.per_try_timeout = p.duration("perTryTimeout").filter(|t| !t.is_zero());
-    policy.backoff = p.duration("backoff").unwrap_or(Duration::from_millis(25));
-    if let Some(text) = p.string("retryOn").filter(|t| !t.is_empty()) {
-        policy.retry_on.clear();
-        for name in text.split(',').map(str::trim).filter(|n| !n.is_empty()) {
-            match retry_condition(name) {
-                Some(condition) => policy.retry_on.push(condition),
-                None => p.at("retryOn", |f| {
-                    f.warn("unsupported-field", format!("retryOn {name:?} is not supported"), "remove it");
-                }),
-            }
-        }
-    }
-    policy
-}
-
-fn fault(f: &Reader<'_>) -> Fault {
-    f.known(&["delay", "abort"]);
-    Fault {
-        delay: f
-            .opt("delay", |d| {
-                d.known(&["fixedDelay", "percentage", "percent"]);
-                d.duration("fixedDelay").map(|delay| (delay, share(&d)))
-            })
-            .flatten(),
-        abort: f
-            .opt("abort", |a| {
-                a.known(&["httpStatus", "grpcStatus", "percentage", "percent"]);
-                let http = a.number("httpStatus", 599).and_then(|s| u16::try_from(s).ok());
-                let grpc = a.number("grpcStatus", 16).and_then(|s| u32::try_from(s).ok());
-                let status = http.map(AbortStatus::Http).or(grpc.map(AbortStatus::Grpc));
-                if status.is_none() {
-                    a.error("missing-field", "abort has no usable httpStatus or grpcStatus", "add one");
-                }
-                status.map(|status| (status, share(&a)))
-            })
-            .flatten(),
-    }
-}
-
-/// Parts per million; 100 % when nothing is said.
-fn share(r: &Reader<'_>) -> u32 {
-    let percent = match r.opt("percentage", |p| p.at("value", |v| v.raw().as_f64().unwrap_or(0.0))) {
-        Some(value) => value,
-        None => r.at("percent", |p| p.raw().as_f64()).unwrap_or(100.0),
-    };
-    if !(0.0..=100.0).contains(&percent) {
-        r.error("bad-number", format!("{percent} is no percentage"), "use 0 to 100");
-    }
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped to 0..=1e6")]
-    {
-        (percent.clamp(0.0, 100.0) * 10_000.0).round() as u32
-    }
 }

@@ -96,6 +96,30 @@ impl Session {
         }
     }
 
+    /// The answer to names that a client asks for by themselves: who waits for one waits until it is sent or
+    /// said to be gone. Names may be aliases; a subscription to everything needs no answer of its own.
+    pub fn demanded(request: &DeltaDiscoveryRequest, current: &Resources) -> Option<DeltaDiscoveryResponse> {
+        let wanted: BTreeSet<&String> =
+            request.resource_names_subscribe.iter().filter(|name| *name != "*").collect();
+        if wanted.is_empty() || !TYPES.contains(&request.type_url.as_str()) {
+            return None;
+        }
+        let mut found = BTreeMap::new();
+        let mut known = BTreeSet::new();
+        for resource in current.values() {
+            for name in resource.aliases.iter().chain([&resource.name]).filter(|name| wanted.contains(name)) {
+                known.insert(name);
+                found.insert(&resource.name, resource);
+            }
+        }
+        Some(DeltaDiscoveryResponse {
+            resources: found.into_values().map(|resource| (**resource).clone()).collect(),
+            type_url: request.type_url.clone(),
+            removed_resources: wanted.into_iter().filter(|name| !known.contains(name)).cloned().collect(),
+            ..DeltaDiscoveryResponse::default()
+        })
+    }
+
     fn unknown(&mut self, type_url: &str) -> Asked {
         if type_url.is_empty() {
             return Asked::Nothing(Some("no_type"));

@@ -70,20 +70,36 @@ pub fn read(path: &Path) -> io::Result<String> {
     fs::read_to_string(path)
 }
 
-/// Splits a file at its `---` lines.
+/// Splits a file where YAML begins or ends a document: at `---` and `...`, whatever else is on the line.
 pub fn split(file: &str, text: &str) -> Vec<Document> {
     let mut documents = Vec::new();
     let (mut start, mut current) = (1, String::new());
-    for (index, line) in text.lines().enumerate() {
-        if line.starts_with("---") && line[3..].trim().is_empty() {
-            documents.push(Document { file: file.into(), line: start, text: std::mem::take(&mut current) });
-            start = index + 2;
-        } else {
+    for (index, line) in text.trim_start_matches('\u{feff}').lines().enumerate() {
+        let Some(rest) = after_marker(line) else {
             current.push_str(line);
             current.push('\n');
+            continue;
+        };
+        documents.push(Document { file: file.into(), line: start, text: std::mem::take(&mut current) });
+        start = index + 2;
+        if !rest.trim().is_empty() {
+            start = index + 1;
+            current = format!("{rest}\n");
         }
     }
     documents.push(Document { file: file.into(), line: start, text: current });
-    documents.retain(|d| !d.text.trim().is_empty());
+    documents.retain(|d| d.text.lines().any(says_something));
     documents
+}
+
+/// What follows `---` or `...` on its line; none for a line that is no marker.
+fn after_marker(line: &str) -> Option<&str> {
+    let rest = line.strip_prefix("---").or_else(|| line.strip_prefix("..."))?;
+    (rest.is_empty() || rest.starts_with([' ', '\t', '\r'])).then_some(rest)
+}
+
+/// Comments and directives (`%YAML 1.2`) are no document.
+fn says_something(line: &str) -> bool {
+    let text = line.trim_start();
+    !text.is_empty() && !text.starts_with('#') && !line.starts_with('%')
 }

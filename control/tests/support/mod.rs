@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use control::{compile::Options, server};
+use control::{ca::Given, compile::Options, server};
 use mesh_net::{
     api::envoy::service::discovery::v3::{
         DeltaDiscoveryRequest, DeltaDiscoveryResponse,
@@ -42,16 +42,25 @@ pub struct Running {
 impl Running {
     /// Starts with these files in the cluster folder.
     pub async fn start(files: &[(&str, &str)]) -> Self {
+        Self::start_with(files, None).await
+    }
+
+    /// The same with a given intermediate CA.
+    pub async fn start_with(files: &[(&str, &str)], ca: Option<Given>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("cluster")).unwrap();
         for (name, text) in files {
             std::fs::write(folder.path().join("cluster").join(name), text).unwrap();
         }
-        Self::start_in(folder).await
+        Self::begin(folder, ca).await
     }
 
     /// Starts in a folder whose `cluster` may not be there.
     pub async fn start_in(folder: tempfile::TempDir) -> Self {
+        Self::begin(folder, None).await
+    }
+
+    async fn begin(folder: tempfile::TempDir, ca: Option<Given>) -> Self {
         let path = folder.path();
         std::fs::write(path.join("tokens.yaml"), "one: node-1\ntwo: node-2\nway: default/waypoint\n")
             .unwrap();
@@ -65,7 +74,7 @@ impl Running {
             admin_socket: Some(path.join("run/control.sock")),
             names: Vec::new(),
             service_cidr: control::SERVICE_CIDR,
-            ca: None,
+            ca,
             options: Options::default(),
         };
         let (send, bound) = oneshot::channel();
@@ -73,6 +82,13 @@ impl Running {
             tokio::spawn(server::run_with(config, |listen, admin| send.send((listen, admin)).unwrap()));
         let (listen, admin) = bound.await.unwrap();
         Self { url: format!("https://{listen}"), admin, folder, task }
+    }
+
+    /// Ends it and leaves its folders.
+    pub async fn stop(self) -> tempfile::TempDir {
+        self.task.abort();
+        let _ = self.task.await;
+        self.folder
     }
 
     pub fn cluster(&self) -> PathBuf {
@@ -134,13 +150,20 @@ impl Running {
     }
 
     pub async fn stream(&self, token: &str) -> Talk {
-        let endpoint = self.endpoint(token);
+        self.try_stream(Some(token)).await.unwrap()
+    }
+
+    /// A stream with a token or without one.
+    pub async fn try_stream(&self, token: Option<&str>) -> Result<Talk, Status> {
+        let endpoint = self.endpoint(token.unwrap_or("none"));
         let mut client = AggregatedDiscoveryServiceClient::new(endpoint.connect().await.unwrap());
         let (say, requests) = mpsc::channel(16);
         let mut request = Request::new(ReceiverStream::new(requests));
-        endpoint.authorize(&mut request).unwrap();
-        let responses = client.delta_aggregated_resources(request).await.unwrap().into_inner();
-        Talk { say, responses }
+        if token.is_some() {
+            endpoint.authorize(&mut request).unwrap();
+        }
+        let responses = client.delta_aggregated_resources(request).await?.into_inner();
+        Ok(Talk { say, responses })
     }
 }
 

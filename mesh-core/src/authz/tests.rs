@@ -69,6 +69,14 @@ fn workload_policies_apply_only_where_they_are_named() {
 #[test]
 fn a_named_policy_that_is_missing_denies() {
     assert_eq!(ask(vec![], &["gone"], Some("client")), Err(Reason::PolicyUnknown));
+    let allow = || vec![policy("a", NS, PolicyAction::Allow, from("client"))];
+    assert_eq!(ask(allow(), &["gone"], Some("client")), Err(Reason::PolicyUnknown), "it could deny");
+}
+
+#[test]
+fn what_a_known_policy_denies_does_not_wait_for_an_unknown_one() {
+    let deny = vec![policy("d", NS, PolicyAction::Deny, from("client"))];
+    assert_eq!(ask(deny, &["gone"], Some("client")), Err(Reason::PolicyDenied));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::{cell::RefCell, collections::HashMap};
 
 use super::*;
 use crate::{
@@ -73,6 +73,45 @@ fn of_two_choices_the_less_loaded_wins() {
     let counts = shares(&nginx(), &pod("c", [10, 0, 0, 1]), vec![endpoint(1), endpoint(2)], &Busy);
     // chosen only when both draws are the busy one
     assert!((400..600).contains(&counts["web-1"]), "{counts:?}");
+}
+
+/// Flows that stay open, as an agent counts them.
+#[derive(Default)]
+struct Open(RefCell<HashMap<WorkloadUid, u32>>);
+
+impl LoadView for Open {
+    fn open_flows(&self, workload: &WorkloadUid) -> Option<u32> {
+        Some(self.0.borrow().get(workload).copied().unwrap_or(0))
+    }
+}
+
+fn weighing(mut w: Workload, capacity: u32) -> Workload {
+    w.capacity = capacity;
+    w
+}
+
+#[test]
+fn idle_endpoints_are_chosen_by_weight_also_when_somebody_counts() {
+    for (left, right, share) in [(1, 1, 1000), (9, 1, 1800), (3, 1, 1500), (1000, 1, 1998)] {
+        let pods = vec![weighing(endpoint(1), left), weighing(endpoint(2), right)];
+        let counts = shares(&nginx(), &pod("c", [10, 0, 0, 1]), pods, &Open::default());
+        let near = share - 100..share + 100;
+        assert!(near.contains(&counts["web-1"]), "{left}:{right}: {counts:?}");
+    }
+}
+
+#[test]
+fn flows_that_stay_open_end_up_in_the_proportion_of_the_weights() {
+    let snapshot = Snapshot::of(workloads([weighing(endpoint(1), 9), weighing(endpoint(2), 1)]));
+    let (service, source, load) = (nginx(), pod("c", [10, 0, 0, 1]), Open::default());
+    let mut entropy = SplitMix64::new(7);
+    for _ in 0..1000 {
+        let wanted = Wanted { source: &source, service: &service, port: 80, purpose: Purpose::Destination };
+        let chosen = pick(&snapshot, wanted, &mut entropy, &load).unwrap();
+        *load.0.borrow_mut().entry(chosen.workload.uid.clone()).or_default() += 1;
+    }
+    let heavy = load.open_flows(&endpoint(1).uid).unwrap();
+    assert!((880..920).contains(&heavy), "{heavy} of 1000");
 }
 
 #[test]

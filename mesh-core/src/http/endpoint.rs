@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::{
-    balance::{Endpoint, LoadView, Purpose, Wanted, candidates},
+    balance::{Endpoint, LoadView, Purpose, Wanted, busier, candidates},
     entropy::Entropy,
     model::{
         ServiceName, Workload,
@@ -120,9 +120,4 @@ fn weighted(list: &[Endpoint], entropy: &mut impl Entropy) -> usize {
         at -= weight;
     }
     0
-}
-
-fn busier(a: &Endpoint, b: &Endpoint, load: &impl LoadView) -> bool {
-    let flows = |e: &Endpoint| load.open_flows(&e.workload.uid).map_or(0, u64::from) + 1;
-    flows(a) * u64::from(b.workload.capacity) > flows(b) * u64::from(a.workload.capacity)
 }

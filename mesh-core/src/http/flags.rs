@@ -28,8 +28,6 @@ pub enum ResponseFlag {
     DelayInjected,
     /// An abort was injected.
     FaultInjected,
-    /// Denied by policy.
-    Unauthorised,
     /// The client went away.
     DownstreamTermination,
     /// The request itself is wrong.
@@ -51,7 +49,6 @@ impl ResponseFlag {
             Self::NoClusterFound => "NC",
             Self::DelayInjected => "DI",
             Self::FaultInjected => "FI",
-            Self::Unauthorised => "UAEX",
             Self::DownstreamTermination => "DC",
             Self::DownstreamProtocolError => "DPE",
         }
@@ -70,9 +67,9 @@ impl ResponseFlag {
             Reason::NoRoute => Self::NoRoute,
             Reason::UnknownDestination => Self::NoClusterFound,
             Reason::FaultInjected => Self::FaultInjected,
-            Reason::PolicyDenied | Reason::NoAllowMatched | Reason::PolicyUnknown => Self::Unauthorised,
             Reason::ClientReset => Self::DownstreamTermination,
             Reason::BadRequest => Self::DownstreamProtocolError,
+            // A denial by policy has none in Envoy either: UAEX is an external authorizer's.
             _ => Self::None,
         }
     }

@@ -65,6 +65,22 @@ impl Pattern {
     }
 }
 
+/// Why a matcher does not compile as waypoints compile it, in one line.
+pub fn match_error(source: &RouteMatch) -> Option<String> {
+    Pattern::compile(source).err().map(|(_, cause)| cause)
+}
+
+/// Why a substitution (`rewrite.uriRegexRewrite`) cannot be done as waypoints do it, in one line.
+pub fn substitution_error(pattern: &str, by: &str) -> Option<String> {
+    let regex = match anywhere(pattern) {
+        Ok(regex) => regex,
+        Err((_, cause)) => return Some(cause),
+    };
+    let mut named = by.split('\\').skip(1).filter_map(|rest| rest.chars().next()?.to_digit(10));
+    let missing = named.find(|group| *group as usize >= regex.captures_len())?;
+    Some(format!("\\{missing} names a group that the expression does not have"))
+}
+
 /// A full match, as RE2 in Envoy: the expression must cover the whole value.
 pub(super) fn full(text: &str) -> Result<Regex, (String, String)> {
     anywhere(text)?;

@@ -11,8 +11,13 @@ use crate::model::{
 };
 
 /// Whether a rule holds: one of its sources, one of its operations and all of its conditions. An
-/// empty block, which validation refuses, fails closed: it matches for DENY and not for ALLOW.
+/// empty block, which validation refuses, fails closed: it matches for DENY and not for ALLOW. So does
+/// what a rule asks of HTTP when the connection is plain TCP: ALLOW does not hold, and DENY holds
+/// whatever it asks.
 pub(super) fn rule_matches(rule: &L7Rule, action: PolicyAction, facts: &RequestFacts<'_>) -> bool {
+    if is_tcp(facts) && action == PolicyAction::Allow && asks_http(rule) {
+        return false;
+    }
     let empty = action == PolicyAction::Deny;
     let from = |s: &L7Source| if *s == L7Source::default() { empty } else { source_matches(s, facts) };
     let to = |o: &L7Operation| if *o == L7Operation::default() { empty } else { operation_matches(o, facts) };
@@ -91,14 +96,30 @@ fn source_matches(source: &L7Source, facts: &RequestFacts<'_>) -> bool {
         && text(&source.namespaces, &source.not_namespaces, client.namespace)
         && both(&source.service_accounts, &source.not_service_accounts, account)
         && both(&source.ip_blocks, &source.not_ip_blocks, |block| block.contains(&client.ip))
+        // Nobody in front of a waypoint is trusted to say who asks: the request's address is the connection's.
+        && both(&source.remote_ip_blocks, &source.not_remote_ip_blocks, |block| block.contains(&client.ip))
+}
+
+fn is_tcp(facts: &RequestFacts<'_>) -> bool {
+    facts.method.is_empty()
+}
+
+/// Whether a rule asks for anything that only an HTTP request has.
+fn asks_http(rule: &L7Rule) -> bool {
+    let of_http = |o: &L7Operation| {
+        let L7Operation { ports: _, not_ports: _, hosts, not_hosts, methods, not_methods, paths, not_paths } =
+            o;
+        [hosts, not_hosts, methods, not_methods, paths, not_paths].iter().any(|list| !list.is_empty())
+    };
+    rule.to.iter().any(of_http) || rule.when.iter().any(|c| matches!(c.key, ConditionKey::Header(_)))
 }
 
 fn operation_matches(operation: &L7Operation, facts: &RequestFacts<'_>) -> bool {
-    let http = !facts.method.is_empty();
     both(&operation.ports, &operation.not_ports, |port| *port == facts.port)
-        && both(&operation.hosts, &operation.not_hosts, |m| http && host_matches(m, facts.authority))
-        && both(&operation.methods, &operation.not_methods, |m| http && m.matches(facts.method))
-        && both(&operation.paths, &operation.not_paths, |m| http && path_matches(m, facts.path))
+        && (is_tcp(facts)
+            || both(&operation.hosts, &operation.not_hosts, |m| host_matches(m, facts.authority))
+                && both(&operation.methods, &operation.not_methods, |m| m.matches(facts.method))
+                && both(&operation.paths, &operation.not_paths, |m| path_matches(m, facts.path)))
 }
 
 /// Hosts ignore case; a host without a port also matches when the client names the port.
@@ -143,13 +164,16 @@ fn template_matches(template: &[&str], path: &[&str]) -> bool {
 fn condition_matches(condition: &L7Condition, facts: &RequestFacts<'_>) -> bool {
     let L7Condition { key, values, not_values } = condition;
     match key {
+        ConditionKey::Header(_) if is_tcp(facts) => true,
         ConditionKey::Header(name) => {
             let value = facts.headers.get(name);
             text(values, not_values, value.as_deref())
         }
         ConditionKey::SourceNamespace => text(values, not_values, facts.client.namespace),
         ConditionKey::SourcePrincipal => text(values, not_values, facts.client.principal),
-        ConditionKey::SourceIp => both(values, not_values, |m| in_block(m, Some(facts.client.ip))),
+        ConditionKey::SourceIp | ConditionKey::RemoteIp => {
+            both(values, not_values, |m| in_block(m, Some(facts.client.ip)))
+        }
         ConditionKey::DestinationIp => both(values, not_values, |m| in_block(m, facts.destination_ip)),
         ConditionKey::DestinationPort => {
             let port = facts.port.to_string();

@@ -312,6 +312,10 @@ fn operations_sources_and_conditions_match_as_istio_documents() {
         (when(header(), vec![], text("admin-*")), false),
         (when(ConditionKey::Header("x-none".into()), text("*"), vec![]), false),
         (when(ConditionKey::SourceIp, text("10.0.0.0/24"), vec![]), true),
+        (when(ConditionKey::RemoteIp, text("10.0.0.0/24"), vec![]), true),
+        (when(ConditionKey::RemoteIp, vec![], text("10.0.0.0/24")), false),
+        (from(L7Source { remote_ip_blocks: vec!["10.0.0.0/8".parse().unwrap()], ..source() }), true),
+        (from(L7Source { not_remote_ip_blocks: vec!["10.0.0.0/8".parse().unwrap()], ..source() }), false),
         (when(ConditionKey::DestinationIp, text("10.96.0.1"), vec![]), true),
         (when(ConditionKey::DestinationPort, text("8000"), vec![]), true),
         (when(ConditionKey::SourceNamespace, text("default"), vec![]), true),
@@ -328,6 +332,85 @@ fn an_empty_block_fails_closed_both_ways() {
     let rule = rule_of(L7Operation::default());
     assert!(reason_of(&[policy("d", PolicyAction::Deny, vec![rule.clone()])], &facts).is_some());
     assert!(reason_of(&[policy("a", PolicyAction::Allow, vec![rule])], &facts).is_some());
+}
+
+fn tcp<'a>() -> RequestFacts<'a> {
+    RequestFacts { method: "", scheme: "", authority: "", path: "", query: "", ..facts("", &NoHeaders) }
+}
+
+#[test]
+fn what_a_rule_asks_of_http_denies_plain_tcp_and_never_allows_it() {
+    let text = |t: &str| vec![StringMatch::from_istio(t)];
+    let op = L7Operation::default;
+    let header = |values, not_values| L7Rule {
+        when: vec![L7Condition { key: ConditionKey::Header("x-token".into()), values, not_values }],
+        ..L7Rule::default()
+    };
+    for rule in [
+        rule_of(L7Operation { paths: text("/admin*"), ..op() }),
+        rule_of(L7Operation { not_paths: text("/public*"), ..op() }),
+        rule_of(L7Operation { methods: text("DELETE"), ..op() }),
+        rule_of(L7Operation { not_methods: text("GET"), ports: vec![8000], ..op() }),
+        rule_of(L7Operation { hosts: text("admin"), ..op() }),
+        rule_of(L7Operation { not_hosts: text("web"), ..op() }),
+        header(text("*"), vec![]),
+        header(vec![], text("good")),
+    ] {
+        let of = |action, rule: &L7Rule| reason_of(&[policy("p", action, vec![rule.clone()])], &tcp());
+        assert_eq!(of(PolicyAction::Deny, &rule), Some(Reason::PolicyDenied), "{rule:?}");
+        assert_eq!(of(PolicyAction::Allow, &rule), Some(Reason::NoAllowMatched), "{rule:?}");
+        let from = vec![L7Source { namespaces: text("other"), ..L7Source::default() }];
+        assert_eq!(of(PolicyAction::Deny, &L7Rule { from, ..rule }), None, "other clients are not denied");
+    }
+    let elsewhere = rule_of(L7Operation { paths: text("/admin*"), ports: vec![81], ..op() });
+    assert_eq!(reason_of(&[policy("d", PolicyAction::Deny, vec![elsewhere])], &tcp()), None);
+    let port = rule_of(L7Operation { ports: vec![8000], ..op() });
+    assert_eq!(reason_of(&[policy("a", PolicyAction::Allow, vec![port])], &tcp()), None);
+}
+
+/// Rules over few values, so that they match often.
+fn any_rule() -> impl Strategy<Value = L7Rule> {
+    let texts = |of: &'static [&'static str]| {
+        let one = proptest::sample::select(of).prop_map(StringMatch::from_istio);
+        proptest::collection::vec(one, 0..2)
+    };
+    let (paths, methods) = (texts(&["/a", "/b*"]), texts(&["GET", "POST"]));
+    let (not_paths, values) = (texts(&["/a", "*"]), texts(&["x", "*"]));
+    let ports = proptest::collection::vec(proptest::sample::select(&[8000_u16, 81][..]), 0..2);
+    let operation = (paths, not_paths, methods, ports).prop_map(|(paths, not_paths, methods, ports)| {
+        L7Operation { paths, not_paths, methods, ports, ..L7Operation::default() }
+    });
+    let condition = (values, texts(&["x", "y"])).prop_map(|(values, not_values)| L7Condition {
+        key: ConditionKey::Header("h".into()),
+        values,
+        not_values,
+    });
+    let some = |count| count..2_usize;
+    (proptest::collection::vec(operation, some(0)), proptest::collection::vec(condition, some(0)))
+        .prop_map(|(to, when)| L7Rule { to, when, ..L7Rule::default() })
+}
+
+proptest! {
+    #[test]
+    fn plain_tcp_passes_only_where_every_request_would(
+        rules in proptest::collection::vec((any_rule(), any::<bool>()), 1..4),
+        path in "/[ab]{1,2}",
+        method in proptest::sample::select(&["GET", "POST", "PUT"][..]),
+        header in proptest::option::of("[xy]"),
+    ) {
+        let policies: Vec<L7Policy> = rules
+            .into_iter()
+            .map(|(rule, allow)| {
+                let action = if allow { PolicyAction::Allow } else { PolicyAction::Deny };
+                policy("p", action, vec![rule])
+            })
+            .collect();
+        let headers: BTreeMap<_, _> = header.map(|value| ("h".to_owned(), value)).into_iter().collect();
+        let request = RequestFacts { method, ..facts(&path, &headers) };
+        if reason_of(&policies, &tcp()).is_none() {
+            prop_assert_eq!(reason_of(&policies, &request), None);
+        }
+    }
 }
 
 #[test]

@@ -325,6 +325,8 @@ pub struct L7Source {
     pub not_service_accounts: Vec<super::ServiceAccountMatch>,
     pub ip_blocks: Vec<IpNet>,
     pub not_ip_blocks: Vec<IpNet>,
+    pub remote_ip_blocks: Vec<IpNet>,
+    pub not_remote_ip_blocks: Vec<IpNet>,
 }
 
 /// One `to.operation` block.
@@ -346,8 +348,10 @@ pub struct L7Operation {
 pub enum ConditionKey {
     /// `request.headers[x]`, lower-case.
     Header(Arc<str>),
-    /// `source.ip` or `remote.ip`: values are CIDRs.
+    /// `source.ip`, the connection's: values are CIDRs.
     SourceIp,
+    /// `remote.ip`, the request's: values are CIDRs.
+    RemoteIp,
     /// `source.namespace`.
     SourceNamespace,
     /// `source.principal`.

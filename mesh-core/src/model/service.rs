@@ -180,6 +180,9 @@ pub struct Service {
     pub canonical: bool,
     /// Hidden from other namespaces.
     pub namespace_only: bool,
+    /// Ingress gateways go through the waypoint as well; agents and waypoints do not look at it.
+    #[serde(default)]
+    pub ingress_use_waypoint: bool,
 }
 
 impl Service {
@@ -197,6 +200,7 @@ impl Service {
             ip_families: IpFamilies::Automatic,
             canonical: false,
             namespace_only: false,
+            ingress_use_waypoint: false,
         }
     }
 }

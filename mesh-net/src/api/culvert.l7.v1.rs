@@ -429,6 +429,11 @@ pub struct Source {
     pub ip_blocks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, repeated, tag = "8")]
     pub not_ip_blocks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Addresses of requests; equal to those of connections, because no proxy in front is trusted.
+    #[prost(string, repeated, tag = "9")]
+    pub remote_ip_blocks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(string, repeated, tag = "10")]
+    pub not_remote_ip_blocks: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Operation {

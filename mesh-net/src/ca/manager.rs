@@ -51,6 +51,7 @@ pub struct CertificateManager<S> {
     config: ManagerConfig,
     requests: Arc<Semaphore>,
     identities: Arc<Identities>,
+    again: watch::Sender<()>,
 }
 
 type Identities = Mutex<HashMap<Identity, watch::Sender<CertState>>>;
@@ -59,7 +60,13 @@ impl<S: Signer> CertificateManager<S> {
     /// Starts with nothing.
     pub fn new(signer: S, config: ManagerConfig) -> Self {
         let requests = Arc::new(Semaphore::new(config.concurrent));
-        Self { signer: Arc::new(signer), config, requests, identities: Arc::default() }
+        let (identities, again) = (Arc::default(), watch::Sender::new(()));
+        Self { signer: Arc::new(signer), config, requests, identities, again }
+    }
+
+    /// Asks again at once for what could not be had: to be called when the authority is known to be back.
+    pub fn hurry(&self) {
+        self.again.send_replace(());
     }
 
     /// Follows the certificate of an identity. Must be called on a tokio runtime, which runs the renewal.
@@ -79,6 +86,7 @@ impl<S: Signer> CertificateManager<S> {
             config: self.config.clone(),
             state: sender,
             identities: self.identities.clone(),
+            again: self.again.subscribe(),
         };
         tokio::spawn(keep.run());
         receiver
@@ -98,13 +106,17 @@ struct Renewal<S> {
     config: ManagerConfig,
     state: watch::Sender<CertState>,
     identities: Arc<Identities>,
+    again: watch::Receiver<()>,
 }
 
 impl<S: Signer> Renewal<S> {
-    async fn run(self) {
+    async fn run(mut self) {
         let mut backoff = self.config.first_backoff;
         loop {
-            let wait = match self.issue().await {
+            self.again.mark_unchanged();
+            let answer = self.issue().await;
+            let failed = answer.is_err();
+            let wait = match answer {
                 Ok(issued) => {
                     backoff = self.config.first_backoff;
                     let wait = until_half_life(&issued, SystemTime::now());
@@ -124,6 +136,7 @@ impl<S: Signer> Renewal<S> {
                         return;
                     }
                 }
+                Ok(()) = self.again.changed(), if failed => backoff = self.config.first_backoff,
                 () = tokio::time::sleep(wait) => {}
             }
         }

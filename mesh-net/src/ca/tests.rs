@@ -126,3 +126,24 @@ async fn without_any_certificate_the_reason_is_told_and_the_next_try_helps() {
     *ca.failure.lock().unwrap() = None;
     ready(&mut certificate).await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_had_is_asked_for_at_once_when_the_authority_is_back_and_nothing_else_is() {
+    let ca = ca(Duration::from_secs(3600));
+    let manager = CertificateManager::new(ca.clone(), ManagerConfig::default());
+    let other = Identity::new("cluster.local", "default", "other");
+    let mut held = manager.subscribe(&other);
+    ready(&mut held).await;
+    *ca.failure.lock().unwrap() = Some(SignError::Unreachable("away".into()));
+    let mut missing = manager.subscribe(&client());
+    // By now the next try is minutes away.
+    tokio::time::sleep(Duration::from_secs(400)).await;
+    *ca.failure.lock().unwrap() = None;
+    let (asked, back) = (ca.asked.load(Ordering::Relaxed), tokio::time::Instant::now());
+    manager.hurry();
+    ready(&mut missing).await;
+    assert!(back.elapsed() < Duration::from_secs(1), "{:?}", back.elapsed());
+    manager.hurry();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(ca.asked.load(Ordering::Relaxed), asked + 1, "who has a certificate does not ask");
+}

@@ -223,6 +223,7 @@ impl Client {
             return Err(Refusal::new(Reason::TunnelRefused, detail).into());
         }
         let mut stream = HboneStream::new(body, recv, Some(share));
+        stream.peer = Some(self.peer.clone());
         stream.baggage =
             parts.headers.get("baggage").and_then(|value| value.to_str().ok()).map(str::to_string);
         Ok(stream)

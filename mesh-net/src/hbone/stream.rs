@@ -10,6 +10,7 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use h2::{Reason as H2Reason, RecvStream, SendStream};
+use mesh_core::identity::Identity;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{MAX_WRITE, usage::Share};
@@ -21,6 +22,8 @@ pub struct HboneStream {
     pub(crate) down: Receiver,
     /// `baggage` of the response (client side).
     pub baggage: Option<String>,
+    /// Who proved to be at the other end of the connection (client side).
+    pub peer: Option<Identity>,
     _share: Option<Rc<RefCell<Share>>>,
 }
 
@@ -50,6 +53,7 @@ impl HboneStream {
             up: Sender { stream: send, reserved: 0, ended: false, share: share.clone() },
             down: Receiver { stream: recv, pending: Bytes::new(), ended: false, share: share.clone() },
             baggage: None,
+            peer: None,
             _share: share,
         }
     }

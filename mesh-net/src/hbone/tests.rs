@@ -107,6 +107,7 @@ async fn a_stream_carries_bytes_and_each_direction_ends_alone() {
         let client = fixture.dial().await.unwrap();
         let mut stream = client.open(&target(), Head::default()).await.unwrap();
         assert_eq!(stream.baggage.as_deref(), Some("service.name=echo"));
+        assert_eq!(stream.peer, Some(id("server")));
         stream.write_all(b"hello").await.unwrap();
         stream.shutdown().await.unwrap();
         let mut text = String::new();

@@ -15,6 +15,11 @@ async fn pair() -> (TcpStream, TcpStream) {
     (near.unwrap(), far.unwrap().0)
 }
 
+/// Makes closing send a RST.
+fn abort(tcp: &TcpStream) {
+    SockRef::from(tcp).set_linger(Some(Duration::ZERO)).unwrap();
+}
+
 /// client app ⇄ tunnel ⇄ server app: the two applications' sockets.
 async fn path() -> (TcpStream, TcpStream, Rc<Counters>) {
     let (server_app, server_side) = pair().await;
@@ -196,6 +201,111 @@ async fn a_client_that_resets_while_its_tunnel_is_full_ends_the_flow() {
         let mut rest = Vec::new();
         let error = server.read_to_end(&mut rest).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    };
+    LocalSet::new().run_until(work).await;
+}
+
+/// A read that fails with a reset; anything that looks like an end of data is a failure of the test.
+async fn was_reset(app: &mut TcpStream) {
+    let read = app.read(&mut [0]).await;
+    assert_eq!(read.map_err(|error| error.kind()), Err(io::ErrorKind::ConnectionReset));
+}
+
+#[tokio::test]
+async fn a_plain_flow_that_is_told_to_end_is_reset_on_both_sides() {
+    let ((mut client, near), (mut server, far)) = (pair().await, pair().await);
+    let counters = Counters::default();
+    let flow = plain(near, far, &counters);
+    let said = async {
+        client.write_all(b"x").await.unwrap();
+        server.read_exact(&mut [0]).await.unwrap();
+    };
+    tokio::select! {
+        _ = flow => panic!("neither side has ended"),
+        () = said => {}
+    }
+    was_reset(&mut client).await;
+    was_reset(&mut server).await;
+}
+
+#[tokio::test]
+async fn a_tunnel_that_is_told_to_end_is_reset_at_both_applications() {
+    let work = async {
+        let (server_app, server_side) = pair().await;
+        let side = Rc::new(Cell::new(Some(server_side)));
+        let end = Rc::new(tokio::sync::Notify::new());
+        let told = end.clone();
+        let fixture = Fixture::new(move |connect: Connect| {
+            let (side, told) = (side.clone(), told.clone());
+            async move {
+                let (stream, tcp) = (connect.accept(None).unwrap(), side.take().unwrap());
+                let counters = Counters::default();
+                let flow = tunnel(tcp, stream, &counters, Reason::UpstreamReset, Reason::ClientReset);
+                tokio::select! {
+                    _ = flow => {}
+                    () = told.notified() => {}
+                }
+            }
+        })
+        .await;
+        let (mut client_app, client_side) = pair().await;
+        let mut server_app = server_app;
+        let client = fixture.dial().await.unwrap();
+        let stream = client.open(&"10.0.0.1:80".parse().unwrap(), Head::default()).await.unwrap();
+        let flow = spawn_local(async move {
+            let counters = Counters::default();
+            tunnel(client_side, stream, &counters, Reason::ClientReset, Reason::UpstreamReset).await
+        });
+        client_app.write_all(b"x").await.unwrap();
+        server_app.read_exact(&mut [0]).await.unwrap();
+        end.notify_one();
+        was_reset(&mut server_app).await;
+        was_reset(&mut client_app).await;
+        assert_eq!(flow.await.unwrap().unwrap_err().reason, Reason::UpstreamReset);
+    };
+    LocalSet::new().run_until(work).await;
+}
+
+#[tokio::test]
+async fn a_plain_flow_that_is_always_ready_arrives_whole_and_gives_way_to_others() {
+    use std::io::{Read, Write};
+    const TOTAL: usize = 256 << 20;
+    let work = async {
+        let ((client, near), (far, server)) = (pair().await, pair().await);
+        let blocking = |socket: TcpStream| {
+            let socket = socket.into_std().unwrap();
+            socket.set_nonblocking(false).unwrap();
+            socket
+        };
+        let (mut client, mut server) = (blocking(client), blocking(server));
+        // On threads of their own: the relay never waits for them to have their turn.
+        let writer = std::thread::spawn(move || {
+            let block = vec![7; 1 << 20];
+            (0..TOTAL / block.len()).for_each(|_| client.write_all(&block).unwrap());
+            client.shutdown(Shutdown::Write).unwrap();
+            client
+        });
+        let reader = std::thread::spawn(move || {
+            let (mut block, mut total) = (vec![0; 1 << 20], 0);
+            while let count @ 1.. = server.read(&mut block).unwrap() {
+                total += count;
+            }
+            total
+        });
+        let turns = Rc::new(Cell::new(0_u64));
+        let counted = turns.clone();
+        let other = spawn_local(async move {
+            loop {
+                counted.set(counted.get() + 1);
+                tokio::task::yield_now().await;
+            }
+        });
+        let counters = Counters::default();
+        plain(near, far, &counters).await.unwrap();
+        other.abort();
+        assert_eq!((reader.join().unwrap(), counters.sent.get()), (TOTAL, TOTAL as u64));
+        assert!(turns.get() > 10, "others had {} turns", turns.get());
+        drop(writer.join().unwrap());
     };
     LocalSet::new().run_until(work).await;
 }

@@ -1,11 +1,6 @@
 //! Istio's metrics of TCP connections, as ztunnel reports them: `istio_tcp_*`.
 
-use std::{
-    cell::RefCell,
-    collections::{HashMap, HashSet},
-    rc::Rc,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{cell::RefCell, collections::HashMap, rc::Rc, sync::Arc};
 
 use mesh_core::{
     identity::Identity,
@@ -13,6 +8,8 @@ use mesh_core::{
     outcome::Reason,
 };
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+
+use super::sets::Sets;
 
 /// Labels in this order. `unknown` stands for what is not known.
 const LABELS: [&str; 28] = [
@@ -49,9 +46,8 @@ const LABELS: [&str; 28] = [
 /// Label sets that one thread keeps handles for; beyond it the cache starts anew.
 const HANDLES: usize = 4096;
 /// Label sets of the process, each some 15 KiB in all families; what comes beyond it is counted with
-/// [`OTHER`] in place of everything that names a workload, service or identity.
+/// [`other`](super::sets::OTHER) in place of everything that names a workload, service or identity.
 const SETS: usize = 4096;
-const OTHER: &str = "other";
 const UNKNOWN: &str = "unknown";
 
 /// The families, shared by all threads.
@@ -65,28 +61,10 @@ pub struct Families {
     sets: Arc<Sets>,
 }
 
-/// Label sets that exist.
-#[derive(Default)]
-struct Sets(Mutex<HashSet<Vec<String>>>);
-
-impl Sets {
-    /// The labels to use: these, or those of all others when there are too many.
-    fn bounded(&self, labels: Vec<String>, most: usize) -> Vec<String> {
-        let mut sets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if sets.contains(&labels) {
-            return labels;
-        }
-        if sets.len() < most {
-            sets.insert(labels.clone());
-            return labels;
-        }
-        let kept = |at: usize| {
-            matches!(LABELS[at], "reporter" | "request_protocol" | "connection_security_policy" | "path")
-                || at == FLAGS
-        };
-        let or_other = |(at, label)| if kept(at) { label } else { OTHER.to_owned() };
-        labels.into_iter().enumerate().map(or_other).collect()
-    }
+/// Labels that stay when there are too many sets.
+fn kept(at: usize) -> bool {
+    matches!(LABELS[at], "reporter" | "request_protocol" | "connection_security_policy" | "path")
+        || at == FLAGS
 }
 
 impl Families {
@@ -153,7 +131,7 @@ impl Handle {
         let Some(reason) = failure else { return self.closed.inc() };
         let mut labels = self.labels.clone();
         labels[FLAGS] = response_flag(reason).to_owned();
-        let labels = self.families.sets.bounded(labels, SETS);
+        let labels = self.families.sets.bounded(labels, SETS, kept);
         let labels: Vec<&str> = labels.iter().map(String::as_str).collect();
         self.families.closed.with_label_values(&labels).inc();
         self.families.failed.with_label_values(&labels).inc();
@@ -224,7 +202,7 @@ impl Handles {
     }
 
     fn resolve(&self, ends: &Ends<'_>) -> Handle {
-        let labels = self.families.sets.bounded(labels(ends), SETS);
+        let labels = self.families.sets.bounded(labels(ends), SETS, kept);
         let values: Vec<&str> = labels.iter().map(String::as_str).collect();
         let families = self.families.clone();
         Handle {
@@ -283,6 +261,7 @@ mod tests {
     use prometheus::TextEncoder;
 
     use super::*;
+    use crate::telemetry::sets::OTHER;
 
     fn workload(name: &str) -> Arc<Workload> {
         let mut workload = Workload::new(WorkloadUid::pod("c", "default", name), "default", name);
@@ -329,12 +308,12 @@ mod tests {
             mutual_tls: true,
             path,
         };
-        let first = sets.bounded(labels(&ends("tunnel")), 1);
+        let first = sets.bounded(labels(&ends("tunnel")), 1, kept);
         assert_eq!(first, labels(&ends("tunnel")));
-        let other = sets.bounded(labels(&ends("waypoint")), 1);
+        let other = sets.bounded(labels(&ends("waypoint")), 1, kept);
         assert_eq!((other[0].as_str(), other[1].as_str(), other[27].as_str()), ("source", OTHER, "waypoint"));
         assert_eq!((LABELS[5], other[5].as_str()), ("source_principal", OTHER));
-        assert_eq!(sets.bounded(first.clone(), 1), first, "what exists goes on");
+        assert_eq!(sets.bounded(first.clone(), 1, kept), first, "what exists goes on");
     }
 
     #[test]

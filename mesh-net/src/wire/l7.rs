@@ -98,7 +98,7 @@ pub fn from_l7_policy(p: pb::Policy) -> Result<L7Policy, WireError> {
     };
     Ok(L7Policy {
         key: PolicyName::new(p.namespace, p.name),
-        targets: p.targets.into_iter().map(from_target).collect::<Result<_, _>>()?,
+        targets: from_targets(p.targets)?,
         action,
         rules: p.rules.into_iter().map(from_rule).collect::<Result<_, _>>()?,
         dry_run: p.dry_run,
@@ -529,6 +529,11 @@ fn to_tcp_route(r: &TcpRoute) -> pb::TcpRoute {
     }
 }
 
+/// Parses what an L7 policy is for.
+pub fn from_targets(targets: Vec<pb::Target>) -> Result<Vec<L7Target>, WireError> {
+    targets.into_iter().map(from_target).collect()
+}
+
 fn from_target(t: pb::Target) -> Result<L7Target, WireError> {
     match t.target {
         Some(pb::target::Target::Gateway(g)) => {
@@ -616,6 +621,8 @@ fn from_source(s: pb::Source) -> Result<L7Source, WireError> {
         not_service_accounts: from_accounts(s.not_service_accounts),
         ip_blocks: from_cidrs("from.ip_blocks", s.ip_blocks)?,
         not_ip_blocks: from_cidrs("from.not_ip_blocks", s.not_ip_blocks)?,
+        remote_ip_blocks: from_cidrs("from.remote_ip_blocks", s.remote_ip_blocks)?,
+        not_remote_ip_blocks: from_cidrs("from.not_remote_ip_blocks", s.not_remote_ip_blocks)?,
     })
 }
 
@@ -630,6 +637,8 @@ fn to_source(s: &L7Source) -> pb::Source {
         not_service_accounts: to_accounts(&s.not_service_accounts),
         ip_blocks: cidrs(&s.ip_blocks),
         not_ip_blocks: cidrs(&s.not_ip_blocks),
+        remote_ip_blocks: cidrs(&s.remote_ip_blocks),
+        not_remote_ip_blocks: cidrs(&s.not_remote_ip_blocks),
     }
 }
 
@@ -666,7 +675,8 @@ pub fn condition_key(key: &str) -> Option<ConditionKey> {
         return Some(ConditionKey::Header(name.to_ascii_lowercase().into()));
     }
     match key {
-        "source.ip" | "remote.ip" => Some(ConditionKey::SourceIp),
+        "source.ip" => Some(ConditionKey::SourceIp),
+        "remote.ip" => Some(ConditionKey::RemoteIp),
         "source.namespace" => Some(ConditionKey::SourceNamespace),
         "source.principal" => Some(ConditionKey::SourcePrincipal),
         "destination.ip" => Some(ConditionKey::DestinationIp),
@@ -679,6 +689,7 @@ fn condition_key_name(key: &ConditionKey) -> String {
     match key {
         ConditionKey::Header(name) => format!("request.headers[{name}]"),
         ConditionKey::SourceIp => "source.ip".into(),
+        ConditionKey::RemoteIp => "remote.ip".into(),
         ConditionKey::SourceNamespace => "source.namespace".into(),
         ConditionKey::SourcePrincipal => "source.principal".into(),
         ConditionKey::DestinationIp => "destination.ip".into(),

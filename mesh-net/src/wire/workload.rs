@@ -213,6 +213,7 @@ fn from_service(s: pb::Service) -> Result<Service, WireError> {
         ip_families,
         canonical: s.canonical,
         namespace_only: s.visibility == pb::service::Visibility::Namespace as i32,
+        ingress_use_waypoint: s.ingress_use_waypoint,
     })
 }
 
@@ -376,7 +377,7 @@ pub fn to_service(s: &Service) -> pb::Service {
         } as i32,
         extensions: Vec::new(),
         canonical: s.canonical,
-        ingress_use_waypoint: false,
+        ingress_use_waypoint: s.ingress_use_waypoint,
         weighted_waypoints: s
             .weighted_waypoints
             .iter()

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mesh_core::{delta::Change, model::WorkloadUid, snapshot::Snapshot};
+use mesh_core::{delta::Change, http::CompiledRoutes, model::WorkloadUid, snapshot::Snapshot};
 use prost::Message;
 
 use crate::{
@@ -48,7 +48,10 @@ pub fn decode(type_url: &str, resource: &Resource) -> Result<Change, String> {
         }
         wire::ROUTES_TYPE => {
             let routes = message::<l7::ServiceRoutes>(bytes)?;
-            wire::l7::from_routes(routes).map(|r| Change::Routes(Arc::new(r))).map_err(text)
+            let routes = Arc::new(wire::l7::from_routes(routes).map_err(text)?);
+            // Compiled here only to be refused here: later there is nobody who could be told.
+            CompiledRoutes::compile(routes.clone()).map_err(|error| error.to_string())?;
+            Ok(Change::Routes(routes))
         }
         wire::L7_POLICY_TYPE => {
             let policy = message::<l7::Policy>(bytes)?;

@@ -7,7 +7,10 @@ use std::{
 
 use mesh_core::{delta::Change, snapshot::Snapshot};
 
-use super::decode::{decode, is_known, removal};
+use super::{
+    decode::{decode, is_known, removal},
+    stand_in,
+};
 use crate::{
     api::{
         envoy::{
@@ -18,6 +21,9 @@ use crate::{
     },
     store::Versions,
 };
+
+#[cfg(test)]
+mod tests;
 
 /// Refused resources that one NACK names; the rest are counted.
 const NAMED: usize = 100;
@@ -115,7 +121,8 @@ impl Session {
 
 type Held = BTreeMap<String, String>;
 
-/// A refused resource keeps the version that is still applied, if there is one.
+/// A refused resource keeps the version that is still applied, if there is one; a policy without one is
+/// replaced by a stand-in that closes what it reaches.
 fn add(
     type_url: &str,
     resources: Vec<Resource>,
@@ -130,7 +137,14 @@ fn add(
                 held.insert(resource.name.clone(), resource.version);
                 outcome.good.push(resource.name);
             }
-            Err(reason) => outcome.refused.push((resource.name, reason)),
+            Err(reason) => {
+                let good = held.get(&resource.name).is_some_and(|version| *version != stand_in::VERSION);
+                if let (false, Some(change)) = (good, stand_in::stand_in(type_url, &resource)) {
+                    changes.push(change);
+                    held.insert(resource.name.clone(), stand_in::VERSION.into());
+                }
+                outcome.refused.push((resource.name, reason));
+            }
         }
     }
 }

@@ -256,3 +256,36 @@ async fn what_is_held_on_disk_resumes_in_the_next_process() {
     let open = Session::resume(versions).open(wire::ADDRESS_TYPE, Node::default());
     assert_eq!(open.initial_resource_versions.get(&pod("a").uid.to_string()).unwrap(), "3");
 }
+
+#[test]
+fn routes_whose_expression_waypoints_cannot_compile_are_refused_by_name_and_others_are_not() {
+    use mesh_core::model::{
+        ServiceName,
+        l7::{HttpMatch, RouteMatch},
+    };
+    let routes = |name: &str, regex: &str| {
+        let service = ServiceName::new("default", name);
+        let compiled = mesh_core::http::CompiledRoutes::default_for(service.clone());
+        let mut routes = (*compiled.source).clone();
+        let mut route = compiled.http()[0].route.clone();
+        let uri = Some(RouteMatch::Regex(regex.into()));
+        route.matches = vec![HttpMatch { uri, ..HttpMatch::default() }];
+        routes.http = vec![route];
+        let value = wire::l7::to_routes(&routes).encode_to_vec();
+        let body = prost_types::Any { type_url: wire::ROUTES_TYPE.into(), value };
+        Resource {
+            name: service.to_string(),
+            version: "1".into(),
+            resource: Some(body),
+            ..Resource::default()
+        }
+    };
+    let response = delta(vec![routes("bad", "("), routes("good", "*")], &[], wire::ROUTES_TYPE);
+    let (changes, nack, refused) = Session::default().take(response, &mesh_core::snapshot::Snapshot::new());
+    assert_eq!((changes.len(), refused.refused.len()), (1, 1));
+    let message = nack.error_detail.unwrap().message;
+    assert!(
+        message.starts_with("default/bad: ") && message.contains("match.uri: bad regular expression"),
+        "{message}"
+    );
+}

@@ -8,6 +8,7 @@ use std::{
 
 use futures_util::future::LocalBoxFuture;
 use mesh_core::{
+    balance::Endpoint,
     entropy::SplitMix64,
     hbone::{Authority, TraceParent, baggage, forwarded},
     identity::Identity,
@@ -22,6 +23,7 @@ use mesh_net::{
         client::{Client, Head},
         pool::{Key, Pool},
     },
+    resolve::resolve,
     tls::WorkloadTls,
 };
 use tokio::{net::TcpStream, sync::watch};
@@ -29,7 +31,7 @@ use tokio::{net::TcpStream, sync::watch};
 use super::stream::TunnelIo;
 use crate::{
     io::BoxIo,
-    upstream::{Dial, Hop, address},
+    upstream::{Dial, Hop},
 };
 
 /// The certificate that is valid now, prepared once after each rotation.
@@ -90,9 +92,11 @@ impl Tunnels {
     }
 
     async fn tunnel(&self, hop: Hop<'_>) -> Result<BoxIo, Refusal> {
-        let target = address(hop.endpoint)?;
+        let (target, authority) = target(hop.endpoint).await?;
         let there = SocketAddr::new(target.ip(), self.port);
-        let expected = vec![hop.endpoint.workload.identity()];
+        // As agents do: its own identity, or one that the service names for its endpoints.
+        let mut expected = vec![hop.endpoint.workload.identity()];
+        expected.extend(hop.service.into_iter().flat_map(|s| s.subject_alt_names.iter().cloned()));
         let key = Key {
             source: self.identity.clone(),
             from: self.from,
@@ -102,10 +106,9 @@ impl Tunnels {
         };
         let head = Head {
             baggage: Some(self.baggage.clone()),
-            forwarded: Some(forwarded(hop.client.address, hop.service)),
+            forwarded: Some(forwarded(hop.client.address, hop.service.map(|s| &*s.key.hostname))),
             traceparent: Some(TraceParent::random(&mut SplitMix64::new(rand::random())).to_string()),
         };
-        let authority = Authority::Address(target);
         let stream = self.pool.open(key, &authority, head, || self.connect(there, &expected)).await?;
         Ok(Box::new(TunnelIo::new(stream)))
     }
@@ -124,7 +127,7 @@ impl Dial for Tunnels {
         Box::pin(async move {
             match hop.endpoint.workload.tunnel {
                 Tunnel::Hbone => self.tunnel(hop).await,
-                Tunnel::None => Ok(Box::new(tcp(address(hop.endpoint)?).await?) as BoxIo),
+                Tunnel::None => Ok(Box::new(tcp(target(hop.endpoint).await?.0).await?) as BoxIo),
             }
         })
     }
@@ -136,6 +139,21 @@ impl Dial for Tunnels {
     fn release_idle(&self) {
         self.pool.release_idle();
     }
+}
+
+/// Where an endpoint is and how it is called: by its address, or by its name if it has none.
+async fn target(endpoint: &Endpoint) -> Result<(SocketAddr, Authority), Refusal> {
+    let Endpoint { workload, port } = endpoint;
+    if let Some(ip) = workload.addresses.first() {
+        let address = SocketAddr::new(*ip, *port);
+        return Ok((address, Authority::Address(address)));
+    }
+    if workload.hostname.is_empty() {
+        let detail = format!("workload {} has neither address nor name", workload.uid);
+        return Err(Refusal::new(Reason::NoHealthyEndpoint, detail));
+    }
+    let address = resolve(&workload.hostname, *port, true).await?;
+    Ok((address, Authority::Host(workload.hostname.clone(), *port)))
 }
 
 async fn tcp(to: SocketAddr) -> Result<TcpStream, Refusal> {

@@ -60,6 +60,8 @@ pub enum App {
     Http2,
     Tcp,
     Greeter,
+    /// Reads something, answers with this and closes.
+    Raw(&'static str),
 }
 
 #[derive(Default)]
@@ -109,6 +111,11 @@ async fn application(apps: Rc<Apps>, kind: App, name: String, mut io: TcpStream)
             let mut text = String::new();
             io.read_to_string(&mut text).await.unwrap();
             io.write_all(format!("{text}, all of them").as_bytes()).await.unwrap();
+        }
+        App::Raw(text) => {
+            io.readable().await.unwrap();
+            let _ = io.read(&mut [0; 4096]).await;
+            io.write_all(text.as_bytes()).await.unwrap();
         }
         App::Greeter => {
             io.write_all(b"220 x").await.unwrap();
@@ -349,6 +356,27 @@ impl Bench {
         })
     }
 
+    /// A client of its own with `count` requests one after the other; each must be answered with 200.
+    pub fn spawn_load(&self, path: &str, count: u32) -> JoinHandle<()> {
+        let flow = self.resolve("10.96.0.1:80").unwrap();
+        let worker = self.worker.clone();
+        let path = path.to_owned();
+        tokio::task::spawn_local(async move {
+            let (ours, theirs) = pair().await;
+            tokio::task::spawn_local(serve(worker, flow, Box::new(theirs)));
+            let (mut client, connection) =
+                hyper::client::conn::http1::handshake(TokioIo::new(ours)).await.unwrap();
+            tokio::task::spawn_local(connection);
+            for _ in 0..count {
+                let request = get(&path).body(http_body_util::Empty::<Bytes>::new()).unwrap();
+                client.ready().await.unwrap();
+                let response = client.send_request(request).await.unwrap();
+                assert_eq!(response.status(), StatusCode::OK);
+                response.into_body().collect().await.unwrap();
+            }
+        })
+    }
+
     pub async fn send<B>(&self, request: Request<B>) -> Reply
     where
         B: Body<Data = Bytes, Error = Infallible> + Send + 'static,
@@ -395,6 +423,10 @@ impl Bench {
 
     pub fn remove_policy(&self, key: &PolicyName) {
         self.publish(Change::RemoveL7Policy(key.clone()));
+    }
+
+    pub fn worker(&self) -> &Worker {
+        &self.worker
     }
 
     pub fn fail_next(&self, count: u32) {

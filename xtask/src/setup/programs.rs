@@ -27,9 +27,9 @@ const PROGRAMS: &[Program] = &[
     program("curl", "curl", Need::Test, "--version"),
     program("tcpdump", "tcpdump", Need::Test, "--version"),
     program("nsenter", "util-linux", Need::Test, "--version"),
-    program("wrk", "wrk", Need::Load, "-v"),
-    program("iperf3", "iperf3", Need::Load, "--version"),
-    program("prometheus", "prometheus", Need::Load, "--version"),
+    program("wrk", "wrk", Need::Test, "-v"),
+    program("iperf3", "iperf3", Need::Test, "--version"),
+    program("prometheus", "prometheus", Need::Test, "--version"),
 ];
 
 /// Packages of the programs that are not here.

@@ -123,6 +123,30 @@ async fn a_full_pool_closes_what_is_idle_and_refuses_when_nothing_is() {
 }
 
 #[tokio::test]
+async fn a_destination_has_at_most_its_connections_and_flows_wait_for_room_in_them() {
+    let work = async {
+        let fixture = Fixture::new(echo).await;
+        let pool = Pool::new(pool::Limits { per_key: 2, total: 10 });
+        let target = target();
+        let open = |uid| pool.open(fixture.key(uid), &target, Head::default(), || fixture.dial());
+        let mut held = Vec::new();
+        for _ in 0..2 * client::MAX_STREAMS {
+            held.push(open("a").await.unwrap());
+        }
+        assert_eq!(fixture.accepted.get(), 2);
+        let beyond = open("a");
+        tokio::pin!(beyond);
+        assert!(futures_util::poll!(&mut beyond).is_pending(), "both connections are full");
+        held.push(open("b").await.unwrap());
+        assert_eq!((fixture.accepted.get(), pool.connections()), (3, 3), "another destination has its own");
+        drop(held.swap_remove(0));
+        beyond.await.unwrap();
+        assert_eq!(fixture.accepted.get(), 3);
+    };
+    LocalSet::new().run_until(Box::pin(work)).await;
+}
+
+#[tokio::test]
 async fn two_thousand_flows_share_twenty_connections() {
     const FLOWS: usize = 2000;
     let work = async {

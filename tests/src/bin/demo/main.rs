@@ -44,12 +44,17 @@ struct Cli {
     supervised: bool,
 }
 
-fn main() -> Result<ExitCode> {
+fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Some(verb) = &cli.verb {
-        return kept::run(verb, cli.world.as_deref());
-    }
-    if cli.supervised { show(&cli) } else { guard::supervise() }
+    let outcome = match &cli.verb {
+        Some(verb) => kept::run(verb, cli.world.as_deref()),
+        None if cli.supervised => show(&cli),
+        None => guard::supervise(),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
 }
 
 fn show(cli: &Cli) -> Result<ExitCode> {

@@ -1,0 +1,125 @@
+//! The files of a cluster folder: finding, reading and replacing them. Which files count, and that a
+//! list stands for its items, is the control plane's rule too.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use serde::Deserialize;
+use serde_json::Value;
+
+/// Deepest folder that is looked into; more is a loop of links.
+const DEPTH: usize = 32;
+/// Largest file that is read, bytes.
+const FILE_LIMIT: u64 = 64 << 20;
+
+/// What is below a folder.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Files of objects, sorted.
+    pub files: Vec<PathBuf>,
+    /// Folders that cannot be read: what is in them is not known.
+    pub unreadable: Vec<(PathBuf, io::Error)>,
+}
+
+/// Files of objects below a folder; names that start with a dot are skipped.
+pub fn list(folder: &Path) -> Listing {
+    let mut listing = Listing::default();
+    walk(folder, DEPTH, &mut listing);
+    listing.files.sort();
+    listing
+}
+
+fn walk(folder: &Path, depth: usize, listing: &mut Listing) {
+    let entries = fs::read_dir(folder).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+    let entries = match entries {
+        Ok(entries) => entries,
+        Err(error) => return listing.unreadable.push((folder.into(), error)),
+    };
+    for path in entries.into_iter().map(|entry| entry.path()) {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or(".");
+        if name.starts_with('.') {
+            continue;
+        }
+        if path.is_dir() {
+            if depth > 0 {
+                walk(&path, depth - 1, listing);
+            }
+        } else if [".yaml", ".yml", ".json"].iter().any(|end| name.ends_with(end)) {
+            listing.files.push(path);
+        }
+    }
+}
+
+/// Why the documents of a file are not known.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// A system call failed.
+    #[error("cannot be read: {0}")]
+    Unread(#[from] io::Error),
+    /// Its bytes are no objects, or not at this moment.
+    #[error("is not understood: {0}")]
+    Strange(String),
+}
+
+/// The documents of a file; empty ones are left out.
+///
+/// # Errors
+/// It cannot be read, is too large or no YAML.
+pub fn read(path: &Path) -> Result<Vec<Value>, FileError> {
+    let strange = |error: &dyn std::fmt::Display| FileError::Strange(error.to_string());
+    let size = fs::metadata(path)?.len();
+    if size > FILE_LIMIT {
+        return Err(FileError::Strange(format!("{size} bytes are more than {FILE_LIMIT}")));
+    }
+    let text = String::from_utf8(fs::read(path)?).map_err(|error| strange(&error))?;
+    let documents = serde_norway::Deserializer::from_str(&text).map(Value::deserialize);
+    let mut documents = documents.collect::<Result<Vec<_>, _>>().map_err(|error| strange(&error))?;
+    documents.retain(|document| !document.is_null());
+    Ok(documents)
+}
+
+/// The objects of a document: its items when it is a list, else itself.
+pub fn objects(document: &Value) -> Vec<&Value> {
+    match is_list(document) {
+        true => document["items"].as_array().into_iter().flatten().collect(),
+        false => vec![document],
+    }
+}
+
+/// The same, to be changed.
+pub fn objects_mut(document: &mut Value) -> Vec<&mut Value> {
+    match is_list(document) {
+        true => document["items"].as_array_mut().into_iter().flatten().collect(),
+        false => vec![document],
+    }
+}
+
+fn is_list(document: &Value) -> bool {
+    document["kind"].as_str().is_some_and(|kind| kind.ends_with("List"))
+}
+
+/// Replaces a file in one step, so that no watcher reads half of it.
+///
+/// # Errors
+/// The folder cannot be written.
+pub fn write(path: &Path, documents: &[Value]) -> io::Result<()> {
+    let text = match documents {
+        [one] if path.extension().is_some_and(|end| end == "json") => serde_json::to_string_pretty(one)?,
+        several => yaml(several)?,
+    };
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or("pod");
+    let hidden = path.with_file_name(format!(".{name}.agent"));
+    fs::write(&hidden, text)?;
+    fs::rename(&hidden, path)
+}
+
+fn yaml(documents: &[Value]) -> io::Result<String> {
+    let mut text = String::new();
+    for document in documents {
+        text.push_str("---\n");
+        text.push_str(&serde_norway::to_string(document).map_err(io::Error::other)?);
+    }
+    Ok(text)
+}
