@@ -162,7 +162,7 @@ fn closed(ctx: &SockOpsContext) {
         let _ = FLOW_DST.remove(&FlowKey { netns, addr, port: u32::from(port), pad: 0 });
     }
     // SAFETY: as above.
-    if let Some(state) = unsafe { SOCKS.get(&cookie).copied() } {
+    if let Some(state) = unsafe { SOCKS.get(&cookie) } {
         report(ctx, netns, &own, state);
         let _ = SOCKS.remove(&cookie);
     }
@@ -174,34 +174,32 @@ fn is_captured(t: &Tuple) -> bool {
     t.remote_port == OUTBOUND_PORT
 }
 
+/// Writes the event where the ring buffer has room for it: kernel 6.1 refuses the program when an event
+/// more lies on its stack.
 #[inline(always)]
-fn report(ctx: &SockOpsContext, netns: u64, own: &Tuple, state: SockState) {
+fn report(ctx: &SockOpsContext, netns: u64, own: &Tuple, state: &SockState) {
     let Some(mut slot) = EVENTS.reserve::<FlowEvent>(0) else {
         count::add(COUNT_EVENT_LOST);
         return;
     };
-    let (remote, remote_port) = match state.leg {
-        LEG_CAPTURED => (state.asked.addr, state.asked.port),
-        _ => (own.remote, own.remote_port),
-    };
-    // SAFETY: context reads that the verifier checks; srtt_us is kept eight times too large.
-    let event = unsafe {
-        FlowEvent {
-            netns,
-            bytes_sent: (*ctx.ops).bytes_acked,
-            bytes_received: (*ctx.ops).bytes_received,
-            local: own.local,
-            remote,
-            local_port: own.local_port,
-            remote_port,
-            srtt_us: (*ctx.ops).srtt_us >> 3,
-            retransmits: (*ctx.ops).total_retrans,
-            connect_us: state.connect_us,
-            leg: state.leg,
-            pad: 0,
-        }
-    };
-    slot.write(event);
+    let captured = state.leg == LEG_CAPTURED;
+    let event = slot.as_mut_ptr();
+    // SAFETY: context reads that the verifier checks, and every field of the reserved event;
+    // srtt_us is kept eight times too large.
+    unsafe {
+        (&raw mut (*event).netns).write(netns);
+        (&raw mut (*event).bytes_sent).write((*ctx.ops).bytes_acked);
+        (&raw mut (*event).bytes_received).write((*ctx.ops).bytes_received);
+        (&raw mut (*event).local).write(own.local);
+        (&raw mut (*event).remote).write(if captured { state.asked.addr } else { own.remote });
+        (&raw mut (*event).local_port).write(own.local_port);
+        (&raw mut (*event).remote_port).write(if captured { state.asked.port } else { own.remote_port });
+        (&raw mut (*event).srtt_us).write((*ctx.ops).srtt_us >> 3);
+        (&raw mut (*event).retransmits).write((*ctx.ops).total_retrans);
+        (&raw mut (*event).connect_us).write(state.connect_us);
+        (&raw mut (*event).leg).write(state.leg);
+        (&raw mut (*event).pad).write(0);
+    }
     slot.submit(0);
 }
 
