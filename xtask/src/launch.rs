@@ -17,6 +17,9 @@ use crate::{
 /// exit status is ours.
 pub fn launch(root: &Path, program: &str, args: &[String]) -> Result<ExitCode> {
     setup::ensure(Need::Test)?;
+    if args.iter().any(|word| word.starts_with("--ztunnel")) {
+        setup::ensure_program("iptables-restore", "iptables")?;
+    }
     build::all(root, true)?;
     run(cargo(root).args(["build", "--release", "-p", "culvert-tests"]))?;
     if program == "culvert-bench" {

