@@ -144,7 +144,8 @@ fn nginx_conf(home: &Path) -> String {
          client_body_temp_path {home}/tmp/body;\nproxy_temp_path {home}/tmp/proxy;\n\
          fastcgi_temp_path {home}/tmp/fastcgi;\nuwsgi_temp_path {home}/tmp/uwsgi;\n\
          scgi_temp_path {home}/tmp/scgi;\nkeepalive_requests 1000000;\n\
-         server {{ listen 80; listen [::]:80; root /usr/share/nginx/html; }}\n}}\n"
+         server {{ listen 80; listen [::]:80; root /usr/share/nginx/html;\n\
+         location = /fixed {{ access_log off; return 200 'hello from the server\\n'; }} }}\n}}\n"
     )
 }
 
