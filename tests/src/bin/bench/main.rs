@@ -34,8 +34,8 @@ struct Cli {
     /// Idle connections whose memory is measured.
     #[arg(long, default_value_t = 5000)]
     idle: usize,
-    /// Workloads elsewhere in the mesh whose memory is measured; 100000 takes minutes.
-    #[arg(long, value_delimiter = ',', default_value = "10000")]
+    /// Workloads elsewhere in the mesh whose memory is measured.
+    #[arg(long, value_delimiter = ',', default_value = "10000,100000")]
     workloads: Vec<usize>,
     /// Rounds.
     #[arg(long, default_value_t = 3)]

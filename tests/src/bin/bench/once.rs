@@ -35,10 +35,23 @@ fn resident(pid: u32) -> Result<f64> {
     Ok(kib * 1024.0)
 }
 
+/// Memory of a process once it has stopped to change: what a burst of work took is given back by then.
+fn settled(pid: u32) -> Result<f64> {
+    let mut before = 0.0;
+    let mut calm = 0;
+    wait::until(LIMIT, "memory to settle", || {
+        let now = resident(pid).ok()?;
+        calm = if (now - before).abs() < now / 100.0 { calm + 1 } else { 0 };
+        before = now;
+        // Forty looks, a second.
+        (calm >= 40).then_some(now)
+    })
+}
+
 /// Memory at rest, and what each of `count` idle connections adds to the client's proxy.
 pub fn memory(world: &World, pair: &Pair, count: usize, results: &mut Results) -> Result<()> {
     let Some(proxy) = pair.proxy else { return Ok(()) };
-    let rest = resident(proxy)?;
+    let rest = settled(proxy)?;
     results.add("memory at rest, MiB", &pair.name, rest / 1_048_576.0);
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
@@ -141,10 +154,13 @@ pub fn change(world: &mut World, results: &mut Results) -> Result<()> {
     Ok(())
 }
 
-/// What each of `count` workloads elsewhere in the mesh adds to an agent.
-pub fn workloads(world: &World, count: usize, results: &mut Results) -> Result<()> {
+/// What each of `count` workloads elsewhere in the mesh adds to an agent that has just started.
+pub fn workloads(world: &mut World, count: usize, results: &mut Results) -> Result<()> {
+    world.kill_agent(0);
+    fs::remove_dir_all(world.root.join("state/node-a")).context("the agent's state")?;
+    world.start_agent(0)?;
     let agent = world.agent_pid(0).context("the agent runs")?;
-    let before = resident(agent)?;
+    let before = settled(agent)?;
     let mut text = String::new();
     for n in 0..count {
         let (a, b, c) = (n / 65_536, n / 256 % 256, n % 256);
@@ -168,7 +184,7 @@ pub fn workloads(world: &World, count: usize, results: &mut Results) -> Result<(
         (config["snapshot"]["workloads"].as_u64()? >= u64::try_from(count).ok()?).then_some(())
     })?;
     println!("{count} workloads reached the agent after {:.1} s", start.elapsed().as_secs_f64());
-    let grown = resident(agent)? - before;
+    let grown = settled(agent)? - before;
     results.add(&format!("bytes per workload of {count}"), "culvert", grown / to_f64(count));
     fs::remove_file(world.cluster().join("bulk/pods.yaml"))?;
     Ok(())
