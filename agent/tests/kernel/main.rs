@@ -103,6 +103,9 @@ fn world(test: &str) -> Option<World> {
     fs::write(group.join("cgroup.procs"), std::process::id().to_string()).unwrap();
     for ns in ["a", "b", "n"] {
         ip(&format!("netns add {id}{ns}"));
+        // A link-local address that is still being checked cannot ask for a neighbour.
+        let namespace = File::open(format!("/run/netns/{id}{ns}")).unwrap();
+        netns::within(&namespace, || fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0")).unwrap();
         ip(&format!("-n {id}{ns} link set lo up"));
     }
     for (pod, net) in [("a", 1), ("b", 2)] {

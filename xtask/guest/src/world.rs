@@ -47,6 +47,9 @@ impl World {
         fs::write(group.join("cgroup.procs"), std::process::id().to_string())?;
         for ns in ["a", "b", "n"] {
             ip(&format!("netns add {ns}"))?;
+            // A link-local address that is still being checked cannot ask for a neighbour.
+            let namespace = File::open(format!("/run/netns/{ns}"))?;
+            netns::within(&namespace, || fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0"))?;
             ip(&format!("-n {ns} link set lo up"))?;
         }
         join("a", 1)?;
