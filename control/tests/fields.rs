@@ -238,6 +238,8 @@ fn every_field_of_authorization_policy_arrives() {
                 not_namespaces: m(&["test-private"]),
                 ip_blocks: nets(&["10.0.0.0/8", "192.0.2.7/32"]),
                 not_ip_blocks: nets(&["10.1.0.0/16"]),
+                remote_ip_blocks: nets(&["203.0.113.0/24"]),
+                not_remote_ip_blocks: nets(&["203.0.113.9/32"]),
                 ..L7Source::default()
             },
             L7Source {
@@ -259,6 +261,7 @@ fn every_field_of_authorization_policy_arrives() {
         when: vec![
             when(ConditionKey::Header("x-token".into()), &["secret-*"], &["secret-old"]),
             when(ConditionKey::SourceIp, &[], &["10.9.0.0/16"]),
+            when(ConditionKey::RemoteIp, &["203.0.113.0/24"], &[]),
             when(ConditionKey::SourceNamespace, &["default"], &[]),
             when(ConditionKey::SourcePrincipal, &["*"], &[]),
             when(ConditionKey::DestinationIp, &["10.96.0.0/16"], &[]),
