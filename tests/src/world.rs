@@ -100,6 +100,8 @@ pub struct World {
     pub running: BTreeMap<String, Process>,
     /// More words for the agents' command lines.
     pub agent_words: Vec<String>,
+    /// The folder that agents read; none is that of the cluster.
+    pub agent_folder: Option<PathBuf>,
     /// What agents log, as a filter of theirs.
     pub agent_filter: String,
     control: Option<Process>,
@@ -154,6 +156,7 @@ impl World {
             pods: BTreeMap::new(),
             running: BTreeMap::new(),
             agent_words: Vec::new(),
+            agent_folder: None,
             agent_filter: "info".to_string(),
             control: None,
             agents: BTreeMap::new(),
@@ -343,7 +346,8 @@ impl World {
         }
         let program = self.programs.join("culvert-agent");
         let mut command = self.node_place(index).command(&program.to_string_lossy())?;
-        command.args(["--node", &name]).arg("--folder").arg(self.cluster());
+        let folder = self.agent_folder.clone().unwrap_or_else(|| self.cluster());
+        command.args(["--node", &name]).arg("--folder").arg(folder);
         command.arg("--cgroup").arg(self.node_cgroup(index)).arg("--bpffs").arg(&bpffs);
         command.args(["--control", &self.control_url()]).arg("--ca-root").arg(self.ca_root());
         command.arg("--token-file").arg(self.token_file(&name));
