@@ -113,6 +113,8 @@ impl Supervisor {
             && running.events.is_closed()
         {
             self.running.remove(&info.uid);
+            // It has left and runs on: if it comes back, its connections go on until all is ready.
+            self.outside.insert(info.uid.clone());
         }
         match self.running.get_mut(&info.uid) {
             Some(running) if running.info.netns != info.netns || running.info.addresses != info.addresses => {

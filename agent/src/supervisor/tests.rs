@@ -287,6 +287,23 @@ async fn labels_that_come_and_go_quickly_end_as_the_last_one_says() {
 }
 
 #[tokio::test]
+async fn a_pod_that_left_and_comes_back_is_not_blocked_while_its_certificate_is_awaited() {
+    if !root("a_pod_that_left_and_comes_back_is_not_blocked_while_its_certificate_is_awaited") {
+        return;
+    }
+    let node = Node::new();
+    node.meshed().await;
+    node.plain().await;
+    node.say(PodEvent::Synced).await;
+    until("the pod to be out", || node.shown().1.contains("left")).await;
+    node.meshed().await;
+    until("the certificate to be awaited", || node.shown().1.contains("certificate")).await;
+    assert_eq!(node.captured(), None, "it runs: nothing of it is refused meanwhile");
+    node.certify();
+    until("the pod to be in", || node.captured() == Some(PodState::Active)).await;
+}
+
+#[tokio::test]
 async fn a_label_that_returns_while_a_step_outwards_fails_leaves_no_listeners_of_the_time_before() {
     let name = "a_label_that_returns_while_a_step_outwards_fails_leaves_no_listeners_of_the_time_before";
     if !root(name) {

@@ -61,9 +61,14 @@ fn walk(folder: &Path, depth: usize, listing: &mut Listing) {
 /// The text of a file of bounded size.
 ///
 /// # Errors
-/// It cannot be read, is no UTF-8 or too large.
+/// It cannot be read, is no regular file, no UTF-8 or too large.
 pub fn read(path: &Path) -> io::Result<String> {
-    let size = fs::metadata(path)?.len();
+    let found = fs::metadata(path)?;
+    // Reading a pipe or a device may never end.
+    if !found.is_file() {
+        return Err(io::Error::other("it is no regular file"));
+    }
+    let size = found.len();
     if size > FILE_LIMIT {
         return Err(io::Error::other(format!("{size} bytes are more than {FILE_LIMIT}")));
     }

@@ -122,13 +122,15 @@ fn operation_matches(operation: &L7Operation, facts: &RequestFacts<'_>) -> bool 
                 && both(&operation.paths, &operation.not_paths, |m| path_matches(m, facts.path)))
 }
 
-/// Hosts ignore case; a host without a port also matches when the client names the port.
+/// Hosts ignore case; a host without a port also matches when the client names the port, even an empty
+/// one (RFC 3986 section 3.2.3), or writes the host with the dot of the root: servers take these for the same.
 fn host_matches(wanted: &StringMatch, authority: &str) -> bool {
     let full = authority.to_ascii_lowercase();
     let bare = match full.rsplit_once(':') {
-        Some((host, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => host,
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
         _ => &full,
     };
+    let bare = bare.strip_suffix('.').unwrap_or(bare);
     let lower = match wanted {
         StringMatch::Exact(t) => StringMatch::Exact(t.to_ascii_lowercase().into()),
         StringMatch::Prefix(t) => StringMatch::Prefix(t.to_ascii_lowercase().into()),

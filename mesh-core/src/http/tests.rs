@@ -327,6 +327,24 @@ fn operations_sources_and_conditions_match_as_istio_documents() {
 }
 
 #[test]
+fn a_host_is_denied_however_servers_let_it_be_written() {
+    let rule = rule_of(L7Operation {
+        hosts: vec![StringMatch::Exact("secret.example".into())],
+        ..L7Operation::default()
+    });
+    let deny = [policy("p", PolicyAction::Deny, vec![rule])];
+    let reason = |authority| reason_of(&deny, &RequestFacts { authority, ..facts("/", &NoHeaders) });
+    for authority in
+        ["secret.example", "Secret.Example:80", "secret.example:", "secret.example.", "secret.example.:80"]
+    {
+        assert_eq!(reason(authority), Some(Reason::PolicyDenied), "{authority}");
+    }
+    for authority in ["public.example", "secret.example.org", "secret.example:x"] {
+        assert_eq!(reason(authority), None, "{authority}");
+    }
+}
+
+#[test]
 fn an_empty_block_fails_closed_both_ways() {
     let facts = facts("/", &NoHeaders);
     let rule = rule_of(L7Operation::default());

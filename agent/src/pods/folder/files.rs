@@ -69,7 +69,12 @@ pub enum FileError {
 /// It cannot be read, is too large or no YAML.
 pub fn read(path: &Path) -> Result<Vec<Value>, FileError> {
     let strange = |error: &dyn std::fmt::Display| FileError::Strange(error.to_string());
-    let size = fs::metadata(path)?.len();
+    let found = fs::metadata(path)?;
+    // Reading a pipe or a device may never end.
+    if !found.is_file() {
+        return Err(FileError::Strange("it is no regular file".into()));
+    }
+    let size = found.len();
     if size > FILE_LIMIT {
         return Err(FileError::Strange(format!("{size} bytes are more than {FILE_LIMIT}")));
     }
@@ -122,4 +127,20 @@ fn yaml(documents: &[Value]) -> io::Result<String> {
         text.push_str(&serde_norway::to_string(document).map_err(io::Error::other)?);
     }
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_regular_file_is_not_waited_for_by_the_agent() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe.yaml");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(read(&pipe).unwrap_err().to_string().contains("no regular file"));
+        let file = folder.path().join("file.yaml");
+        fs::write(&file, "kind: Pod\n").unwrap();
+        assert_eq!(read(&file).unwrap().len(), 1);
+    }
 }
