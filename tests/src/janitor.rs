@@ -31,6 +31,11 @@ pub fn sockets(id: &str) -> PathBuf {
     Path::new("/run/culvert").join(id)
 }
 
+/// Folder of a world's large files: on a disk, and real file systems for containers.
+pub fn disk(id: &str) -> PathBuf {
+    Path::new("/var/lib/culvert-worlds").join(id)
+}
+
 /// Start time of a process in clock ticks since boot: with the pid it names one process for ever.
 pub fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -117,5 +122,6 @@ fn take_down(id: &str) -> Result<()> {
         }
     }
     let _ = fs::remove_dir_all(sockets(id));
+    let _ = fs::remove_dir_all(disk(id));
     fs::remove_dir_all(&root).with_context(|| format!("cannot remove {}", root.display()))
 }

@@ -8,6 +8,7 @@
 pub mod authority;
 pub mod capture;
 pub mod cgroup;
+pub mod cluster;
 pub mod echo;
 pub mod guard;
 pub mod janitor;

@@ -45,6 +45,18 @@ pub fn underlay(name: &str) -> Result<()> {
 
 /// Makes node `index` and joins it to the underlay; `nodes` is how many there will be.
 pub fn node(underlay: &str, name: &str, index: u8, nodes: u8) -> Result<()> {
+    machine(underlay, name, index, nodes)?;
+    // A bridge without an address of its own takes the lowest of its ports', and another one when a pod
+    // comes or goes: its neighbours would then talk to nobody for some seconds.
+    ip_in(name, &format!("link add cni0 address 02:00:00:00:02:{index:02x} type bridge"))?;
+    ip_in(name, &format!("addr add 10.244.{index}.1/24 dev cni0"))?;
+    ip_in(name, &format!("addr add fd00:244:{index}::1/64 dev cni0 nodad"))?;
+    ip_in(name, "link set cni0 up")?;
+    Ok(())
+}
+
+/// The same without a bridge for pods: a node whose pods a CNI plugin connects.
+pub fn machine(underlay: &str, name: &str, index: u8, nodes: u8) -> Result<()> {
     namespace(name)?;
     for forward in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
         sysctl(name, forward, "1")?;
@@ -54,12 +66,6 @@ pub fn node(underlay: &str, name: &str, index: u8, nodes: u8) -> Result<()> {
     ip_in(name, &format!("addr add {}/24 dev eth0", node_address(index)))?;
     ip_in(name, &format!("addr add {}/64 dev eth0 nodad", node_address6(index)))?;
     ip_in(name, "link set eth0 up")?;
-    // A bridge without an address of its own takes the lowest of its ports', and another one when a pod
-    // comes or goes: its neighbours would then talk to nobody for some seconds.
-    ip_in(name, &format!("link add cni0 address 02:00:00:00:02:{index:02x} type bridge"))?;
-    ip_in(name, &format!("addr add 10.244.{index}.1/24 dev cni0"))?;
-    ip_in(name, &format!("addr add fd00:244:{index}::1/64 dev cni0 nodad"))?;
-    ip_in(name, "link set cni0 up")?;
     for other in (0..nodes).filter(|other| *other != index) {
         ip_in(name, &format!("route add 10.244.{other}.0/24 via {}", node_address(other)))?;
         ip_in(name, &format!("-6 route add fd00:244:{other}::/64 via {}", node_address6(other)))?;

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::shell;
+use crate::{cluster::programs::Programs, shell};
 
 /// Whether namespaces can be made here.
 ///
@@ -17,4 +17,28 @@ pub fn root(name: &str) -> bool {
         println!("SKIP {name}: needs root");
     }
     root
+}
+
+/// Whether a cluster can be started here; the reason not to is said aloud.
+///
+/// # Panics
+/// It cannot, and `CULVERT_REQUIRE` lists `cluster`.
+#[allow(clippy::disallowed_methods, reason = "the tests' one reader of the environment")]
+pub fn cluster(name: &str) -> bool {
+    if !root(name) {
+        return false;
+    }
+    let there = Programs::find().is_some();
+    let required = std::env::var("CULVERT_REQUIRE").unwrap_or_default().contains("cluster");
+    assert!(there || !required, "{name} must run: CULVERT_REQUIRE lists cluster");
+    if !there {
+        println!("SKIP {name}: {}", cluster_excuse());
+    }
+    there
+}
+
+/// Why no cluster can be started here.
+pub fn cluster_excuse() -> &'static str {
+    let root = shell::output(Command::new("id").arg("-u")).is_ok_and(|text| text.trim() == "0");
+    if root { "needs Go" } else { "needs root" }
 }

@@ -5,6 +5,7 @@ mod build;
 mod ci;
 mod codegen;
 mod command;
+mod images;
 mod launch;
 mod setup;
 mod test;
@@ -33,10 +34,16 @@ enum Verb {
         #[arg(long)]
         release: bool,
     },
-    /// Runs the tests; with a filter, only those whose name contains it.
+    /// Runs the tests; with a filter, only those whose name contains it; `test k8s [CASE]`: only those on
+    /// the Kubernetes cluster.
     Test {
-        /// Part of a test's name.
+        /// Part of a test's name, or `k8s`.
         filter: Option<String>,
+        /// After `k8s`: part of a case's name.
+        case: Option<String>,
+        /// After `k8s`: the cluster stays up.
+        #[arg(long)]
+        keep: bool,
     },
     /// Regenerates `mesh-net/src/api` from the protos.
     Codegen {
@@ -57,6 +64,15 @@ enum Verb {
         /// Passed on.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
+    },
+    /// Writes OCI images of the programs, without a container engine.
+    Images {
+        /// Folder of the archives; `images` in cargo's target folder when not given.
+        #[arg(long, value_name = "DIR")]
+        out: Option<std::path::PathBuf>,
+        /// Programs of the debug profile: quicker to build.
+        #[arg(long)]
+        debug: bool,
     },
     /// Loads, attaches and tries the kernel programs on other kernels, in QEMU.
     Verify {
@@ -88,10 +104,14 @@ fn dispatch(verb: Verb) -> anyhow::Result<ExitCode> {
     match verb {
         Verb::Demo { args } => return launch::launch(&root, "culvert-demo", &args),
         Verb::Bench { args } => return launch::launch(&root, "culvert-bench", &args),
-        Verb::Setup => setup::announce(),
+        Verb::Setup => setup::announce(&root),
         Verb::Build { release } => build::all(&root, release),
-        Verb::Test { filter } => test::run_tests(&root, filter.as_deref()),
+        Verb::Test { filter, case, keep } if filter.as_deref() == Some("k8s") => {
+            test::on_kubernetes(&root, case.as_deref(), keep)
+        }
+        Verb::Test { filter, .. } => test::run_tests(&root, filter.as_deref()),
         Verb::Codegen { check } => codegen::run(&root, check),
+        Verb::Images { out, debug } => images::run_images(&root, out, debug),
         Verb::Verify { kernels, json } => verify::run(&root, &verify::Options { kernels, json }),
         Verb::Tidy => tidy::run(&root),
         Verb::Ci => ci::run_gates(&root),

@@ -8,7 +8,10 @@ mod apt;
 mod cargo_tools;
 mod compiler;
 mod go_tools;
+pub mod kubernetes;
 mod programs;
+
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
@@ -27,6 +30,8 @@ pub enum Need {
     Build,
     /// Run the tests, the demo or a benchmark.
     Test,
+    /// Start a Kubernetes cluster; its Go programs come from [`kubernetes::ensure`].
+    Cluster,
 }
 
 /// Installs what is missing, or says exactly which command would. Returns the eBPF compiler.
@@ -57,13 +62,13 @@ pub fn ensure_ebpf_clippy() -> Result<Compiler> {
 }
 
 /// Everything, with a line for each tool: whether it was there, and its version.
-pub fn announce() -> Result<()> {
+pub fn announce(root: &Path) -> Result<()> {
     apt::remove_leftover();
-    let missing = programs::missing(Need::Test);
+    let missing = programs::missing(Need::Cluster);
     let had_compiler = compiler::find().is_some();
     let had_linker = cargo_tools::linker_works();
     let had_deny = cargo_tools::has_cargo_deny()?;
-    ensure(Need::Test)?;
+    ensure(Need::Cluster)?;
     let compiler = ensure_ebpf_clippy()?;
     cargo_tools::cargo_deny()?;
     programs::announce(&missing);
@@ -71,6 +76,13 @@ pub fn announce() -> Result<()> {
     line("bpf-linker", had_linker, &format!("{BPF_LINKER}, LLVM {LLVM}"));
     line("cargo-deny", had_deny, cargo_tools::CARGO_DENY);
     go_tools::announce();
+    let parts = [kubernetes::Part::ControlPlane, kubernetes::Part::Nodes];
+    match kubernetes::ensure(root, &parts)? {
+        Some(folder) => println!("{:14} {:10} {}", "kubernetes", "built", folder.display()),
+        None => {
+            println!("{:14} {:10} it needs Go: tests on Kubernetes are skipped", "kubernetes", "not here")
+        }
+    }
     println!("setup: everything is there");
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every test that this machine can run, and one line that says what came of it.
 
+mod cluster;
 mod skips;
 mod summary;
 
@@ -13,7 +14,8 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     build,
-    command::{cargo, is_root, run, shown},
+    command::{cargo, is_root, shown},
+    images,
     setup::{self, Need},
 };
 use summary::Summary;
@@ -24,25 +26,43 @@ const MEMBERS: [&str; 3] = ["--workspace", "--exclude", "agent-ebpf"];
 /// Runs the tests of all crates, or those whose name contains `filter`. As root the kernel and
 /// namespace tests must run: a skip there is a failure.
 pub fn run_tests(root: &Path, filter: Option<&str>) -> Result<()> {
-    setup::ensure(Need::Test)?;
+    setup::ensure(if is_root() { Need::Cluster } else { Need::Test })?;
     let object = build::ebpf(root)?;
     // The programs that end-to-end tests start, together with the tests, so that both are one set of dependencies with one set of features.
-    run(cargo(root)
-        .env("CULVERT_EBPF_OBJECT", &object)
-        .arg("build")
-        .args(MEMBERS)
-        .args(["--bins", "--tests"]))?;
+    images::build_for_tests(root, &object)?;
+    let cluster = if is_root() { cluster::prepare(root)? } else { None };
     let mut summary = Summary::default();
-    let status = stream(tests(root, &object, filter), &mut summary)?;
+    let status = stream(tests(root, &object, cluster.as_ref(), filter), &mut summary)?;
     println!("{summary}");
     conclude(&summary, status, filter)
 }
 
-fn tests(root: &Path, object: &Path, filter: Option<&str>) -> Command {
+/// Runs the cases on the Kubernetes cluster, or those whose name contains `case`.
+pub fn on_kubernetes(root: &Path, case: Option<&str>, keep: bool) -> Result<()> {
+    ensure!(is_root(), "a cluster needs network namespaces and mounts: run this as root");
+    setup::ensure(Need::Cluster)?;
+    let object = build::ebpf(root)?;
+    images::build_for_tests(root, &object)?;
+    let cluster = cluster::prepare(root)?;
+    let cluster = cluster.context("the cluster's programs are built with Go, which is not on PATH")?;
+    let mut command = cargo(root);
+    command.env("CULVERT_EBPF_OBJECT", &object).arg("test").args(MEMBERS).args(["--test", "k8s"]);
+    cluster.tell(&mut command);
+    command.arg("--").args(case).args(keep.then_some("--keep"));
+    let mut summary = Summary::default();
+    let status = stream(command, &mut summary)?;
+    println!("{summary}");
+    conclude(&summary, status, case)
+}
+
+fn tests(root: &Path, object: &Path, cluster: Option<&cluster::Cluster>, filter: Option<&str>) -> Command {
     let mut command = cargo(root);
     command.env("CULVERT_EBPF_OBJECT", object).arg("test").args(MEMBERS).arg("--no-fail-fast");
     if is_root() {
         command.env("CULVERT_REQUIRE", "root,bpf");
+    }
+    if let Some(cluster) = cluster {
+        cluster.tell(&mut command);
     }
     command.args(filter);
     // Namespaces, cgroups and two cores are shared by the tests of one binary. What passing tests print

@@ -13,7 +13,8 @@ use anyhow::{Result, bail};
 use crate::command::{find, is_root, run};
 
 /// Packages of ours that bring a service, and its name.
-const SERVICES: &[(&str, &str)] = &[("nginx-light", "nginx"), ("prometheus", "prometheus")];
+const SERVICES: &[(&str, &str)] =
+    &[("nginx-light", "nginx"), ("prometheus", "prometheus"), ("etcd-server", "etcd")];
 
 /// Debian asks this program before it starts a service at an installation (invoke-rc.d(8)).
 const POLICY: &str = "/usr/sbin/policy-rc.d";

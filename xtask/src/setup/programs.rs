@@ -30,6 +30,13 @@ const PROGRAMS: &[Program] = &[
     program("wrk", "wrk", Need::Test, "-v"),
     program("iperf3", "iperf3", Need::Test, "--version"),
     program("prometheus", "prometheus", Need::Test, "--version"),
+    program("etcd", "etcd-server", Need::Cluster, "--version"),
+    program("runc", "runc", Need::Cluster, "--version"),
+    program("/usr/lib/cni/ptp", "containernetworking-plugins", Need::Cluster, "--version"),
+    program("iptables", "iptables", Need::Cluster, "--version"),
+    program("nft", "nftables", Need::Cluster, "--version"),
+    program("conntrack", "conntrack", Need::Cluster, "--version"),
+    program("busybox", "busybox-static", Need::Cluster, "--help"),
 ];
 
 /// Packages of the programs that are not here.

@@ -2,13 +2,14 @@
 
 use std::path::Path;
 
-use crate::command::is_root;
+use crate::command::{find, is_root};
 
 /// A reason as tests print it, and whether it holds here.
 type Excuse = (&'static str, fn() -> bool);
 
 const EXCUSES: &[Excuse] = &[
     ("needs root", || !is_root()),
+    ("needs Go", || find("go").is_none()),
     ("no MPTCP in this kernel", || !Path::new("/proc/sys/net/mptcp/enabled").exists()),
 ];
 

@@ -1,0 +1,170 @@
+//! The cluster that the cases share, with Culvert installed.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use harness::{
+    cluster::{Cluster, Shape, crds::Crds, programs},
+    wait,
+};
+use serde_json::{Value, json};
+
+/// Namespace of our own pods.
+pub const SYSTEM: &str = "culvert-system";
+/// How long the mesh may take to do what it was told, on a busy machine.
+pub const LIMIT: Duration = Duration::from_secs(60);
+/// How long workloads may take to come up.
+pub const ROLLOUT: Duration = Duration::from_secs(120);
+/// The image with nginx, curl, fortio and busybox.
+pub const TOOLS: &str = "culvert.local/test-tools:1";
+/// What an enrolled pod is marked with.
+const MARK: &str = "/metadata/annotations/ambient.istio.io~1redirection";
+
+/// See the module's description.
+pub struct Stage {
+    /// The cluster.
+    pub cluster: Cluster,
+    started: Instant,
+}
+
+impl Stage {
+    /// Starts the cluster and installs Culvert.
+    pub fn set() -> Result<Self> {
+        let started = Instant::now();
+        let own = std::env::current_exe()?;
+        let helpers =
+            own.parent().and_then(Path::parent).context("a test has a target folder")?.to_path_buf();
+        let shape = Shape {
+            controllers: true,
+            crds: Crds::ALL.to_vec(),
+            nodes: 2,
+            helpers,
+            images: programs::images().context("no images: run cargo xtask test k8s")?,
+        };
+        eprintln!("k8s: starting a cluster of two nodes");
+        let stage = Self { cluster: Cluster::start(&shape)?, started };
+        stage.say("the cluster is up");
+        stage.install()?;
+        stage.say("Culvert is installed");
+        Ok(stage)
+    }
+
+    fn install(&self) -> Result<()> {
+        let manifests = checkout().join("tests/tests/k8s/manifests.yaml");
+        let text = std::fs::read_to_string(&manifests)?;
+        self.cluster.apply(&text)?;
+        self.cluster.rolled_out(SYSTEM, "deployment/culvert-control", ROLLOUT)?;
+        self.say("the control plane is ready");
+        self.cluster.rolled_out(SYSTEM, "daemonset/culvert-agent", ROLLOUT)
+    }
+
+    /// A line of progress with the time since the start.
+    pub fn say(&self, what: &str) {
+        eprintln!("k8s: {:6.1} s  {what}", self.started.elapsed().as_secs_f64());
+    }
+
+    /// Leaves the cluster running and says how to reach it.
+    pub fn keep(self) {
+        let kubectl = self.cluster.kubectl_words().join(" ");
+        match self.cluster.keep() {
+            Ok(id) => println!(
+                "kept as cluster {id}; look around with: {kubectl} get pods -A\nremove it with: cargo xtask demo down"
+            ),
+            Err(error) => eprintln!("the cluster could not be kept: {error:#}"),
+        }
+    }
+
+    /// State of our own pods.
+    pub fn trouble(&self) -> String {
+        self.cluster.trouble(SYSTEM)
+    }
+
+    /// Makes a namespace; removed by [`Stage::clear`].
+    pub fn namespace(&self, name: &str, enrolled: bool) -> Result<()> {
+        let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        self.cluster.apply_object(&object)?;
+        if enrolled { self.label(name, true) } else { Ok(()) }
+    }
+
+    /// Sets or takes away the label that enrols a namespace.
+    pub fn label(&self, name: &str, enrolled: bool) -> Result<()> {
+        let word = if enrolled { "istio.io/dataplane-mode=ambient" } else { "istio.io/dataplane-mode-" };
+        self.cluster.kubectl(&["label", "namespace", name, word, "--overwrite"]).map(drop)
+    }
+
+    /// Removes a case's namespace without waiting for its end.
+    pub fn clear(&self, name: &str) -> Result<()> {
+        self.cluster.kubectl(&["delete", "namespace", name, "--wait=false"]).map(drop)
+    }
+
+    /// Applies a file of the checkout in a namespace.
+    pub fn apply_file(&self, namespace: &str, file: &str) -> Result<()> {
+        let path = checkout().join(file).display().to_string();
+        self.cluster.kubectl(&["-n", namespace, "apply", "-f", &path]).map(drop)
+    }
+
+    /// Makes a pod that idles, for commands to be run in it, and waits until it is ready.
+    pub fn idle(&self, namespace: &str, name: &str, node: &str) -> Result<()> {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"name": name, "namespace": namespace, "labels": {"app": name}},
+            "spec": {"nodeName": node, "terminationGracePeriodSeconds": 1, "containers": [
+                {"name": name, "image": TOOLS, "command": ["/bin/sleep", "1000000"]}]}});
+        self.cluster.apply_object(&pod)?;
+        self.cluster.pods_ready(namespace, &format!("app={name}"), ROLLOUT)
+    }
+
+    /// Runs a command in a pod and returns what it printed.
+    pub fn exec(&self, namespace: &str, pod: &str, words: &[&str]) -> Result<String> {
+        self.cluster.kubectl(&[&["-n", namespace, "exec", pod, "--"], words].concat())
+    }
+
+    /// Bodies of `count` answers, each by a connection of its own; a failure is an empty line.
+    pub fn ask(&self, namespace: &str, pod: &str, url: &str, count: usize) -> Result<Vec<String>> {
+        let script =
+            format!("for i in $(seq {count}); do /usr/bin/curl -sf --max-time 5 {url} || echo; done");
+        let text = self.exec(namespace, pod, &["/bin/sh", "-c", &script])?;
+        Ok(text.lines().map(str::to_string).collect())
+    }
+
+    /// Waits until every pod of a namespace is enrolled, or none is.
+    pub fn enrolled(&self, namespace: &str, wanted: bool) -> Result<()> {
+        let words = ["-n", namespace, "pods"];
+        let what = format!("the pods of {namespace} to be {}", if wanted { "enrolled" } else { "released" });
+        self.cluster.wait_for(LIMIT, &what, &words, |list| {
+            let pods = list["items"].as_array()?;
+            let marked = |pod: &&Value| pod.pointer(MARK).is_some_and(|mark| mark == "enabled");
+            let count = pods.iter().filter(marked).count();
+            (!pods.is_empty() && count == if wanted { pods.len() } else { 0 }).then_some(())
+        })
+    }
+
+    /// Waits until a shell command in a pod succeeds, and returns what it printed.
+    pub fn until(&self, namespace: &str, pod: &str, script: &str) -> Result<String> {
+        let what = format!("{script} in {namespace}/{pod}");
+        let mut last = String::new();
+        wait::until(LIMIT, &what, || match self.exec(namespace, pod, &["/bin/sh", "-c", script]) {
+            Ok(text) => Some(text),
+            Err(error) => {
+                last = format!("{error:#}");
+                None
+            }
+        })
+        .with_context(|| format!("last failure: {last}"))
+    }
+
+    /// Address of a pod.
+    pub fn address(&self, namespace: &str, pod: &str) -> Result<String> {
+        let object = self.cluster.get(&["-n", namespace, "pod", pod])?;
+        let address = object["status"]["podIP"].as_str().unwrap_or_default().to_string();
+        ensure!(!address.is_empty(), "{namespace}/{pod} has no address");
+        Ok(address)
+    }
+}
+
+/// The checkout that this test was built from.
+pub fn checkout() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
+}
