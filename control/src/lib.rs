@@ -8,6 +8,7 @@ pub mod compile;
 mod disk;
 pub mod finding;
 pub mod follow;
+pub mod kube;
 mod lines;
 pub mod memory;
 pub mod metrics;
