@@ -10,13 +10,15 @@ use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::{finding::Severity, metrics::Metrics, publish::Published, push::Clients};
+use crate::{finding::Severity, kube::health::Health, metrics::Metrics, publish::Published, push::Clients};
 
 /// What the endpoint shows.
 #[derive(Clone)]
 pub struct Admin {
     /// Cluster folder, for messages.
-    pub folder: PathBuf,
+    pub folder: Option<PathBuf>,
+    /// Watches of the API server; none when it is no source.
+    pub watches: Option<Health>,
     /// What is current.
     pub current: watch::Receiver<Arc<Published>>,
     /// Who is connected.
@@ -30,11 +32,12 @@ pub fn router(admin: Admin) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .route("/metrics", get(|State(admin): State<Admin>| async move { admin.metrics.text() }))
+        .route("/metrics", get(metrics))
         .route("/debug/config", get(config))
         .route("/debug/objects", get(objects))
         .route("/debug/clients", get(clients))
         .route("/debug/services", get(services))
+        .route("/debug/kubernetes", get(kubernetes))
         .route("/debug/explain", get(explain::handle))
         .with_state(admin)
 }
@@ -44,10 +47,29 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
     if current.version > 0 {
         return (StatusCode::OK, "ready\n".into());
     }
-    let why = current.findings.iter().find(|f| f.severity == Severity::Error);
-    let why = why.map(|f| format!(": {}", f.reason)).unwrap_or_default();
-    let text = format!("awaits: first reading of the folder {}{why}\n", admin.folder.display());
-    (StatusCode::SERVICE_UNAVAILABLE, text)
+    let mut text = String::new();
+    if let Some(watches) = admin.watches.as_ref().filter(|_| !current.awaits.is_empty()) {
+        text = format!("awaits: first list from the API server: {}", current.awaits.join(", "));
+        for (kind, trouble) in watches.troubles() {
+            text.push_str(&format!("\n{kind}: {trouble}"));
+        }
+    } else if let Some(folder) = &admin.folder {
+        let why = current.findings.iter().find(|f| f.severity == Severity::Error);
+        let why = why.map(|f| format!(": {}", f.reason)).unwrap_or_default();
+        text = format!("awaits: first reading of the folder {}{why}", folder.display());
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, text + "\n")
+}
+
+async fn metrics(State(admin): State<Admin>) -> String {
+    admin.watches.iter().for_each(Health::measure);
+    admin.metrics.text()
+}
+
+async fn kubernetes(State(admin): State<Admin>) -> Json<Value> {
+    let awaits = admin.current.borrow().awaits.clone();
+    let watches = admin.watches.as_ref().map(Health::shown);
+    Json(json!({"source": watches.is_some(), "awaits": awaits, "watches": watches}))
 }
 
 async fn config(State(admin): State<Admin>) -> Json<Value> {

@@ -62,7 +62,7 @@ impl Problem {
 pub struct Finding {
     /// File, relative to the folder.
     pub file: String,
-    /// Line, from 1.
+    /// Line, from 1; 0 for an object of no file.
     pub line: usize,
     /// `Kind namespace/name`; empty when the document has none.
     pub object: String,
@@ -80,7 +80,11 @@ pub struct Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: {}: ", self.file, self.line, self.severity)?;
+        write!(f, "{}", self.file)?;
+        if self.line > 0 {
+            write!(f, ":{}", self.line)?;
+        }
+        write!(f, ": {}: ", self.severity)?;
         if !self.object.is_empty() {
             write!(f, "{} ", self.object)?;
         }

@@ -1,20 +1,21 @@
-//! Follows the cluster folder: reads, compiles and publishes it after every change.
+//! Follows the sources – the cluster folder, the API server, or both – and compiles and publishes after every
+//! change.
+
+mod folder;
 
 use std::{
-    fs,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
-use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::{
     sync::{mpsc, watch},
     time::{self, timeout_at},
 };
 
+use self::folder::{Print, Watched, prints};
 use crate::{
     all_findings,
     compile::{Compiled, Options, compile},
@@ -23,22 +24,20 @@ use crate::{
     metrics::Metrics,
     provision::Provisioner,
     publish::Published,
-    source::{Store, files},
+    source::{Store, api::Change},
 };
 
-/// A burst of edits is read when it pauses this long.
+/// A burst of changes is compiled when it pauses this long.
 const QUIET: Duration = Duration::from_millis(20);
 /// And at the latest after this long.
 const LONGEST: Duration = Duration::from_millis(100);
-/// The folder is compared this often without an event: where watching fails, and for a folder that comes back.
-const RESCAN: Duration = Duration::from_secs(2);
-/// A folder that is away, or cannot be watched, is looked for this often.
-const AWAY: Duration = Duration::from_millis(250);
+/// Or when it has this many changes of the API server: they are kept in memory until then.
+const MOST: usize = 10_000;
 
-/// Folder → published state.
+/// Sources → published state.
 pub struct Follower {
     /// Cluster folder.
-    pub folder: PathBuf,
+    pub folder: Option<PathBuf>,
     /// Settings of compilation.
     pub options: Options,
     /// What is remembered.
@@ -49,23 +48,51 @@ pub struct Follower {
     pub metrics: Metrics,
     /// Where the result goes.
     pub out: watch::Sender<Arc<Published>>,
-    /// Objects of the folder.
+    /// Objects of the sources.
     pub store: Store,
     /// Files as they were when last read; none before.
     pub read: Option<Vec<Print>>,
 }
 
-/// A file's path, size and time of change.
-pub type Print = (PathBuf, u64, Option<SystemTime>);
-
 impl Follower {
-    /// Reads, compiles and publishes.
+    /// Reads the folder, compiles and publishes.
     pub fn build(&mut self) {
         let start = Instant::now();
-        self.read = Some(prints(&self.folder));
-        self.store.load(&self.folder);
-        self.metrics.folder_readable.set(self.store.readable.into());
-        // Nothing is compiled before the folder was read once: what is remembered would be forgotten.
+        self.load();
+        self.publish(start);
+    }
+
+    fn load(&mut self) {
+        if let Some(folder) = &self.folder {
+            self.read = Some(prints(folder));
+            self.store.load(folder);
+            self.metrics.folder_readable.set(self.store.readable.into());
+        }
+    }
+
+    /// Takes a round of changes over, and publishes if anything is different.
+    fn round(&mut self, round: Round) {
+        let start = Instant::now();
+        let edited = match round.folder {
+            Edited::No => false,
+            Edited::Yes => true,
+            Edited::Perhaps => self.read != self.folder.as_deref().map(prints),
+        };
+        if edited {
+            self.load();
+        }
+        let known = self.store.read;
+        let changes = round.changes.into_iter();
+        let different = changes.fold(false, |different, change| self.store.apply(change) || different);
+        // While lists are read, what is missing is published, for whoever asks why nothing is ready.
+        if edited || (different && self.store.read) || !known {
+            self.publish(start);
+        }
+    }
+
+    fn publish(&mut self, start: Instant) {
+        // Nothing is compiled before every source was read once: what is remembered would be forgotten.
+        self.memory.adopt();
         let compiled = match self.store.read {
             true => compile(&self.store, &self.options, &mut self.memory),
             false => Compiled::default(),
@@ -85,13 +112,6 @@ impl Follower {
         // After publishing: nobody waits for the disk. Before the first reading only old ones are known.
         if self.store.read {
             self.memory.good.keep(&self.store);
-        }
-    }
-
-    /// Builds if any file is another than when last read.
-    fn build_if_different(&mut self) {
-        if self.read.as_ref() != Some(&prints(&self.folder)) {
-            self.build();
         }
     }
 
@@ -127,22 +147,14 @@ fn log(findings: &[Finding], before: &Published) {
     }
 }
 
-fn prints(folder: &Path) -> Vec<Print> {
-    let print = |path: PathBuf| {
-        let data = fs::metadata(&path).ok();
-        let size = data.as_ref().map_or(0, fs::Metadata::len);
-        (path, size, data.and_then(|d| d.modified().ok()))
-    };
-    let listing = files::list(folder);
-    let unreadable = listing.unreadable.into_iter().map(|(path, _)| (path, u64::MAX, None));
-    listing.files.into_iter().map(print).chain(unreadable).collect()
-}
-
-/// Builds once, off the runtime's threads.
+/// Works on the follower off the runtime's threads.
 ///
 /// # Errors
 /// Compilation panicked.
-pub async fn built(follower: Follower, work: fn(&mut Follower)) -> Result<Follower> {
+pub async fn built(
+    follower: Follower,
+    work: impl FnOnce(&mut Follower) + Send + 'static,
+) -> Result<Follower> {
     let run = move || {
         let mut follower = follower;
         work(&mut follower);
@@ -151,75 +163,80 @@ pub async fn built(follower: Follower, work: fn(&mut Follower)) -> Result<Follow
     tokio::task::spawn_blocking(run).await.context("compilation panicked")
 }
 
-/// Builds after every change, until the process ends.
+/// Whether files were edited.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Edited {
+    No,
+    Yes,
+    /// Nothing was heard for a while: compare.
+    Perhaps,
+}
+
+/// What happened since the last compilation.
+#[derive(Debug)]
+struct Round {
+    folder: Edited,
+    changes: Vec<Change>,
+}
+
+/// Where news come from.
+struct News {
+    folder: mpsc::Receiver<()>,
+    api: mpsc::Receiver<Change>,
+}
+
+impl News {
+    /// Waits for the first news, at most for `patience`, and then until a burst pauses, but not long.
+    async fn round(&mut self, patience: Option<Duration>) -> Round {
+        let mut round = Round { folder: Edited::No, changes: Vec::new() };
+        let waited = async { time::sleep(patience.unwrap_or_default()).await };
+        tokio::select! {
+            Some(()) = self.folder.recv() => round.folder = Edited::Yes,
+            Some(change) = self.api.recv() => round.changes.push(change),
+            () = waited, if patience.is_some() => {
+                round.folder = Edited::Perhaps;
+                return round;
+            }
+            else => std::future::pending().await,
+        }
+        self.settle(&mut round).await;
+        round
+    }
+
+    async fn settle(&mut self, round: &mut Round) {
+        let deadline = time::Instant::now() + LONGEST;
+        while time::Instant::now() < deadline && round.changes.len() < MOST {
+            let pause = deadline.min(time::Instant::now() + QUIET);
+            let next = async {
+                tokio::select! {
+                    Some(()) = self.folder.recv() => round.folder = Edited::Yes,
+                    Some(change) = self.api.recv() => round.changes.push(change),
+                    else => std::future::pending().await,
+                }
+            };
+            if timeout_at(pause, next).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Builds after every change of the folder or of the API server, until the process ends.
 ///
 /// # Errors
 /// Compilation panicked.
-pub async fn follow(mut follower: Follower) -> Result<()> {
-    let (wake, mut woken) = mpsc::channel(1);
-    let mut watched = Watched { wake, current: None };
+pub async fn follow(mut follower: Follower, api: mpsc::Receiver<Change>) -> Result<()> {
+    let (wake, folder) = mpsc::channel(1);
+    let mut watched = Watched::new(wake);
+    let mut news = News { folder, api };
     // The watch comes before the next look, so that no edit falls between them.
     loop {
-        watched.renew(&follower.folder);
-        follower = match time::timeout(watched.patience(), woken.recv()).await {
-            Ok(_) => {
-                settle(&mut woken).await;
-                built(follower, Follower::build).await?
-            }
-            Err(_) => built(follower, Follower::build_if_different).await?,
-        };
-    }
-}
-
-/// Waits until a burst pauses, but not long.
-async fn settle(woken: &mut mpsc::Receiver<()>) {
-    let deadline = time::Instant::now() + LONGEST;
-    while time::Instant::now() < deadline {
-        let pause = deadline.min(time::Instant::now() + QUIET);
-        if !matches!(timeout_at(pause, woken.recv()).await, Ok(Some(()))) {
-            return;
-        }
-    }
-}
-
-/// The watch on the folder; renewed when another folder is at its path.
-struct Watched {
-    wake: mpsc::Sender<()>,
-    current: Option<(RecommendedWatcher, (u64, u64))>,
-}
-
-impl Watched {
-    fn renew(&mut self, folder: &Path) {
-        let now = fs::metadata(folder).ok().map(|data| (data.dev(), data.ino()));
-        if self.current.as_ref().map(|(_, id)| *id) == now {
-            return;
-        }
-        self.current = now.and_then(|id| match self.watch(folder) {
-            Ok(watcher) => Some((watcher, id)),
-            Err(error) => {
-                tracing::debug!(%error, "the folder cannot be watched; it is compared again and again instead");
-                None
-            }
+        let patience = follower.folder.as_deref().map(|folder| {
+            watched.renew(folder);
+            watched.patience()
         });
-        if self.current.is_some() {
-            // What changed before the watch was there is looked at now.
-            let _ = self.wake.try_send(());
-        }
-    }
-
-    fn patience(&self) -> Duration {
-        if self.current.is_some() { RESCAN } else { AWAY }
-    }
-
-    fn watch(&self, folder: &Path) -> notify::Result<RecommendedWatcher> {
-        let wake = self.wake.clone();
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            if !matches!(&event, Ok(e) if matches!(e.kind, EventKind::Access(_))) {
-                let _ = wake.try_send(());
-            }
-        })?;
-        watcher.watch(folder, RecursiveMode::Recursive)?;
-        Ok(watcher)
+        let round = news.round(patience).await;
+        follower = built(follower, move |follower| follower.round(round)).await?;
     }
 }
 
@@ -229,7 +246,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_burst_is_read_when_it_pauses_and_a_long_one_several_times() {
-        let (wake, mut woken) = mpsc::channel(1);
+        let (wake, folder) = mpsc::channel(1);
+        let (_none, api) = mpsc::channel(1);
+        let mut news = News { folder, api };
         let burst = tokio::spawn(async move {
             for _ in 0..200 {
                 let _ = wake.try_send(());
@@ -237,11 +256,31 @@ mod tests {
             }
         });
         let mut rounds = 0;
-        while woken.recv().await.is_some() {
-            settle(&mut woken).await;
+        while news.round(Some(Duration::from_secs(1))).await.folder == Edited::Yes {
             rounds += 1;
         }
         burst.await.unwrap();
         assert!((4..=6).contains(&rounds), "400 ms of edits are read {rounds} times");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn changes_of_the_api_server_are_taken_together_and_in_order() {
+        let (_none, folder) = mpsc::channel(1);
+        let (send, api) = mpsc::channel(8);
+        let mut news = News { folder, api };
+        let kind = &crate::source::kinds::KINDS[0];
+        tokio::spawn(async move {
+            for name in 0..50 {
+                let gone = Change::Deleted(kind, None, name.to_string());
+                send.send(gone).await.unwrap();
+            }
+        });
+        let round = news.round(None).await;
+        let names = round.changes.iter().map(|change| match change {
+            Change::Deleted(_, _, name) => name.clone(),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(names.collect::<Vec<_>>(), (0..50).map(|n| n.to_string()).collect::<Vec<_>>());
+        assert_eq!(round.folder, Edited::No);
     }
 }

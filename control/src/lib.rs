@@ -5,7 +5,7 @@ pub mod admin;
 pub mod auth;
 pub mod ca;
 pub mod compile;
-mod disk;
+pub mod disk;
 pub mod finding;
 pub mod follow;
 pub mod kube;
@@ -18,7 +18,9 @@ pub mod publish;
 pub mod push;
 pub mod reader;
 pub mod server;
+pub mod shelf;
 pub mod source;
+pub mod status;
 pub mod vips;
 
 use std::path::Path;
@@ -65,7 +67,7 @@ pub fn all_findings(store: &Store, compiled: &compile::Compiled) -> Vec<Finding>
         let stored = store.objects.get(key)?;
         Some(stored.finding(key, problem.clone()))
     });
-    let mut findings: Vec<Finding> = store.findings.iter().cloned().chain(notes).collect();
+    let mut findings: Vec<Finding> = store.all_findings().chain(notes).collect();
     findings.sort_by(|a, b| (&a.file, a.line, &a.field).cmp(&(&b.file, b.line, &b.field)));
     findings
 }

@@ -5,19 +5,31 @@ use std::{net::SocketAddr, path::PathBuf};
 use clap::Parser;
 use control::{ca::Given, compile::Options, server};
 
-/// The control plane of Culvert: a folder of YAML in, configuration and certificates out.
+/// The control plane of Culvert: the API server or a folder of YAML in, configuration and certificates out.
 #[derive(Debug, Parser)]
 #[command(name = "culvert-control", version)]
 struct Args {
     /// Cluster folder.
+    #[arg(long, required_unless_present = "kubernetes", requires = "tokens")]
+    folder: Option<PathBuf>,
+    /// Watch the API server, alone or beside a folder.
     #[arg(long)]
-    folder: PathBuf,
+    kubernetes: bool,
+    /// How to reach it; without this as a pod of the cluster.
+    #[arg(long, requires = "kubernetes")]
+    kubeconfig: Option<PathBuf>,
+    /// Name of this pod.
+    #[arg(long, env = "POD_NAME", default_value = "culvert-control")]
+    pod_name: String,
+    /// Namespace of this pod.
+    #[arg(long, env = "POD_NAMESPACE", default_value = "culvert-system")]
+    pod_namespace: String,
     /// Folder for the CA's key and the virtual addresses.
     #[arg(long)]
     state_dir: PathBuf,
     /// YAML file of bearer tokens: `token: node` or `token: namespace/serviceaccount`.
     #[arg(long)]
-    tokens: PathBuf,
+    tokens: Option<PathBuf>,
     /// Address of configuration and certificates (TLS).
     #[arg(long, default_value = "0.0.0.0:15012")]
     listen: SocketAddr,
@@ -62,8 +74,14 @@ impl Args {
             (Some(cert), Some(key), Some(root)) => Some(Given { cert, key, chain: self.ca_chain, root }),
             _ => None,
         };
+        let kubernetes = self.kubernetes.then_some(server::Kubernetes {
+            kubeconfig: self.kubeconfig,
+            pod: self.pod_name,
+            namespace: self.pod_namespace,
+        });
         server::Config {
             folder: self.folder,
+            kubernetes,
             state: self.state_dir,
             tokens: self.tokens,
             listen: self.listen,

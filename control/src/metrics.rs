@@ -38,6 +38,19 @@ pub struct Metrics {
     pub folder_readable: IntGauge,
     /// Certificates issued and refused.
     pub certificates: IntCounterVec,
+    /// Watches of the API server.
+    pub watch: Watching,
+}
+
+/// Figures of the watches of the API server.
+#[derive(Debug, Clone)]
+pub struct Watching {
+    /// Lists read to their end, by kind: one at the start, each other one restarts a watch.
+    pub lists: IntCounterVec,
+    /// Failures by kind and what failed.
+    pub errors: IntCounterVec,
+    /// Seconds since the last event of a kind.
+    pub silence: IntGaugeVec,
 }
 
 impl Metrics {
@@ -80,6 +93,15 @@ impl Metrics {
             version: gauge("config_version", "Compilations that changed something, since start.")?,
             folder_readable: gauge("folder_readable", "1 when the folder could be read the last time.")?,
             certificates: counters("certificates_total", "Certificate requests.", &["result"])?,
+            watch: Watching {
+                lists: counters(
+                    "watch_lists_total",
+                    "Lists of the API server read to their end.",
+                    &["kind"],
+                )?,
+                errors: counters("watch_errors_total", "Failures of watches.", &["kind", "reason"])?,
+                silence: gauges("watch_silence_seconds", "Seconds since the last event.", &["kind"])?,
+            },
             registry,
         };
         // There from the start, so that a rate over them is right from the first event on.

@@ -53,7 +53,7 @@ impl fmt::Display for Key {
 }
 
 /// Metadata of an object.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Meta {
     /// Labels.
     pub labels: Labels,
@@ -64,7 +64,7 @@ pub struct Meta {
 }
 
 /// An object.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Object {
     /// Metadata.
     pub meta: Meta,
@@ -73,7 +73,7 @@ pub struct Object {
 }
 
 /// What a kind says.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Body {
     /// Only its metadata matters.
     Plain,
@@ -99,9 +99,17 @@ pub enum Body {
     Gateway(Gateway),
 }
 
-const CLUSTER_KINDS: [&str; 2] = ["Namespace", "Node"];
-const PLAIN: [&str; 7] =
-    ["Namespace", "Node", "ServiceAccount", "Deployment", "StatefulSet", "ReplicaSet", "ConfigMap"];
+const CLUSTER_KINDS: [&str; 3] = ["Namespace", "Node", "GatewayClass"];
+const PLAIN: [&str; 8] = [
+    "Namespace",
+    "Node",
+    "ServiceAccount",
+    "Deployment",
+    "StatefulSet",
+    "ReplicaSet",
+    "ConfigMap",
+    "GatewayClass",
+];
 /// Kinds that Istio's users expect to work and that we do not read.
 const NOT_YET: [&str; 8] = [
     "Endpoints",
@@ -115,7 +123,7 @@ const NOT_YET: [&str; 8] = [
 ];
 
 /// Kinds that are read.
-pub const KINDS: [&str; 17] = [
+pub const KINDS: [&str; 18] = [
     "Namespace",
     "Node",
     "ServiceAccount",
@@ -129,6 +137,7 @@ pub const KINDS: [&str; 17] = [
     "ServiceEntry",
     "EndpointSlice",
     "Gateway",
+    "GatewayClass",
     "VirtualService",
     "DestinationRule",
     "PeerAuthentication",

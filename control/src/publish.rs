@@ -21,8 +21,14 @@ use crate::{
     compile::{Compiled, accounts},
     finding::Finding,
     object::Key,
-    source::Store,
+    source::{
+        Store,
+        api::{About, Api},
+    },
 };
+
+/// Kinds whose objects are told nothing about themselves.
+const UNTOLD: [&str; 5] = ["Namespace", "Node", "Pod", "ServiceAccount", "EndpointSlice"];
 
 /// Resources of one type by name.
 pub type Resources = BTreeMap<String, Arc<Resource>>;
@@ -46,6 +52,10 @@ pub struct Published {
     pub accounts: BTreeSet<(Arc<str>, Arc<str>, Arc<str>)>,
     /// Objects: key, file and line.
     pub objects: Vec<(Key, String, usize)>,
+    /// Objects of the API server that are told about themselves.
+    pub about: BTreeMap<Key, Arc<About>>,
+    /// Kinds that the API server has not listed yet: nothing is compiled before.
+    pub awaits: Vec<&'static str>,
     snapshot: OnceLock<Snapshot>,
 }
 
@@ -60,6 +70,8 @@ impl Default for Published {
             findings: Vec::new(),
             accounts: BTreeSet::new(),
             objects: Vec::new(),
+            about: BTreeMap::new(),
+            awaits: Vec::new(),
             snapshot: OnceLock::new(),
         }
     }
@@ -78,6 +90,8 @@ impl Published {
         let version = before.version + u64::from(!different.is_empty() || moved);
         let mut changed = before.changed.clone();
         changed.extend(different.into_iter().map(|name| (name, version)));
+        let api = store.api().into_iter();
+        let about = api.flat_map(Api::about).filter(|(key, _)| !UNTOLD.contains(&&*key.kind));
         let objects = store.objects.iter().map(|(key, s)| (key.clone(), s.file.clone(), s.line));
         Self {
             version,
@@ -86,6 +100,8 @@ impl Published {
             findings,
             accounts: accounts(store),
             objects: objects.collect(),
+            about: about.map(|(key, about)| (key.clone(), about.clone())).collect(),
+            awaits: store.api().map(Api::missing).unwrap_or_default(),
             compiled,
             ..Self::default()
         }

@@ -27,22 +27,27 @@ use crate::{
     ca::{Ca, CaService, Given},
     compile::Options,
     follow::{Follower, built, follow},
+    kube::{self, client, health::Health, state::State, write::Writer},
     memory::Memory,
     metrics::Metrics,
-    provision::FolderProvisioner,
+    provision::{FolderProvisioner, Nobody, Provisioner},
     publish::Published,
     push::{Clients, Push},
+    shelf::Shelf,
+    source::api::Change,
 };
 
 /// Settings.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Cluster folder.
-    pub folder: PathBuf,
+    pub folder: Option<PathBuf>,
+    /// The API server as a source, alone or beside the folder.
+    pub kubernetes: Option<Kubernetes>,
     /// State folder.
     pub state: PathBuf,
     /// Tokens file.
-    pub tokens: PathBuf,
+    pub tokens: Option<PathBuf>,
     /// Address of xDS and CA.
     pub listen: SocketAddr,
     /// Address of the admin endpoint.
@@ -59,6 +64,19 @@ pub struct Config {
     pub options: Options,
 }
 
+/// How the API server is reached, and as whom.
+#[derive(Debug, Clone)]
+pub struct Kubernetes {
+    /// A kubeconfig file; none in a pod of the cluster.
+    pub kubeconfig: Option<PathBuf>,
+    /// Name of this pod.
+    pub pod: String,
+    /// Its namespace.
+    pub namespace: String,
+}
+
+/// Changes of the API server that wait to be compiled: beyond them the watches wait.
+const CHANGES: usize = 4096;
 /// Largest request: a client that resumes says what it holds, about 100 bytes per resource.
 const REQUEST_LIMIT: usize = 64 << 20;
 /// Connections after their handshake that wait for the server.
@@ -87,9 +105,16 @@ pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)
     let metrics = Metrics::new()?;
     let (sender, current) = watch::channel(Arc::new(Published::default()));
     let clients = Arc::new(Clients::new(metrics.clone()));
-    let follower = follower(&config, &metrics, sender);
-    let following = tokio::spawn(follow(built(follower, Follower::build).await?));
-    let tokens = Tokens(config.tokens.clone());
+    let shelf = Shelf::new();
+    let follower = follower(&config, &metrics, &shelf, sender);
+    let (tell, changes) = mpsc::channel(CHANGES);
+    let watches = match &config.kubernetes {
+        Some(settings) => Some(watched(settings, &metrics, shelf, tell, current.clone()).await?),
+        None => None,
+    };
+    let following = tokio::spawn(follow(built(follower, Follower::build).await?, changes));
+    // Without a file nobody is known by one.
+    let tokens = Tokens(config.tokens.clone().unwrap_or_default());
     let push = Push { current: current.clone(), tokens: tokens.clone(), clients: clients.clone() };
     let service = CaService {
         ca: ca.clone(),
@@ -98,7 +123,7 @@ pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)
         trust_domain: config.options.trust_domain.clone(),
         counts: metrics.certificates.clone(),
     };
-    let admin = router(Admin { folder: config.folder.clone(), current, clients, metrics });
+    let admin = router(Admin { folder: config.folder.clone(), watches, current, clients, metrics });
     let listener = TcpListener::bind(config.admin).await.context("admin address cannot be bound")?;
     let admin_address = listener.local_addr()?;
     let served = axum::serve(Bounded::new(listener, CONNECTIONS), admin.clone());
@@ -131,20 +156,56 @@ pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)
         ended = accepting => ended.context("accepting connections ended"),
         ended = served.into_future() => ended.context("admin server ended"),
         ended = locally => ended.context("admin socket ended"),
-        ended = following => ended.context("following the folder ended")?,
+        ended = following => ended.context("following the sources ended")?,
         _ = interrupted.recv() => Ok(()),
         _ = terminated.recv() => Ok(()),
     }
 }
 
-fn follower(config: &Config, metrics: &Metrics, out: watch::Sender<Arc<Published>>) -> Follower {
-    let memory = Memory::new(config.service_cidr, Some(&config.state));
+/// Starts the watches of the API server.
+async fn watched(
+    settings: &Kubernetes,
+    metrics: &Metrics,
+    shelf: Shelf,
+    tell: mpsc::Sender<Change>,
+    current: watch::Receiver<Arc<Published>>,
+) -> Result<Health> {
+    let client = client::connect(settings.kubeconfig.as_deref()).await?;
+    let health = Health::new(metrics.clone());
+    let state = State::new(client.clone(), &settings.namespace, shelf.clone(), health.clone());
+    let (always, held) = watch::channel(true);
+    std::mem::forget(always);
+    tokio::spawn(state.clone().follow(tell.clone()));
+    tokio::spawn(state.clone().keep(held.clone()));
+    tokio::spawn(Writer::new(client.clone(), &settings.pod, health.clone()).run(held, current));
+    tokio::spawn(kube::follow(client, state, shelf, tell, health.clone()));
+    Ok(health)
+}
+
+fn follower(
+    config: &Config,
+    metrics: &Metrics,
+    shelf: &Shelf,
+    out: watch::Sender<Arc<Published>>,
+) -> Follower {
+    let memory = match config.kubernetes {
+        Some(_) => Memory::shared(config.service_cidr, &config.state, shelf),
+        None => Memory::new(config.service_cidr, Some(&config.state)),
+    };
+    let mut store = memory.good.restore();
+    if config.kubernetes.is_some() {
+        store = store.on_kubernetes(config.folder.is_some());
+    }
+    let provisioner: Box<dyn Provisioner> = match &config.folder {
+        Some(folder) => Box::new(FolderProvisioner::new(folder)),
+        None => Box::new(Nobody),
+    };
     Follower {
-        store: memory.good.restore(),
+        store,
         folder: config.folder.clone(),
         options: config.options.clone(),
         memory,
-        provisioner: Box::new(FolderProvisioner::new(&config.folder)),
+        provisioner,
         metrics: metrics.clone(),
         out,
         read: None,

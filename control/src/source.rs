@@ -1,8 +1,11 @@
-//! The cluster folder as a set of objects. A bad document is refused by itself; the last good version
-//! of its object stays. A refused policy without one is closed by a stand-in (decision 0012).
+//! The cluster folder and the objects of an API server as one set of objects. A bad document is refused by
+//! itself; the last good version of its object stays. A refused policy without one is closed by a stand-in
+//! (decision 0012). Of an object that is in both, the API server's counts (decision 0036).
 
+pub mod api;
 pub mod files;
 pub mod good;
+pub mod kinds;
 mod yaml;
 
 use std::{
@@ -12,12 +15,21 @@ use std::{
 
 use serde_json::Value;
 
-use self::files::Document;
+use self::{api::Api, files::Document};
 use crate::{
     finding::{Finding, Problem, Severity, Sink},
     lines::locate,
     object::{KINDS, Key, Object, parse, stand_in},
 };
+
+/// Where an object is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A file.
+    Folder,
+    /// The API server.
+    Kubernetes,
+}
 
 /// One object and where it came from.
 #[derive(Debug, Clone)]
@@ -34,27 +46,46 @@ pub struct Stored {
     pub object: Object,
     /// Takes the place of a refused document that has no earlier version.
     pub stand_in: bool,
+    /// Where it is from.
+    pub origin: Origin,
 }
 
-/// All objects of a folder.
+/// All objects of a folder, an API server, or both.
 #[derive(Debug, Default)]
 pub struct Store {
-    /// Objects by key.
+    /// Objects in effect by key.
     pub objects: BTreeMap<Key, Stored>,
-    /// Findings of the last load.
+    /// Findings of the folder's last load.
     pub findings: Vec<Finding>,
-    /// The folder could be read at least once: before that nothing is known to be absent.
+    /// Every source could be read at least once: before that nothing is known to be absent.
     pub read: bool,
     /// The folder itself could be read the last time.
     pub readable: bool,
     /// Some routes may be missing: a file cannot be read, or a VirtualService without an earlier version
     /// is refused. What is absent may then be wanted all the same.
     pub doubtful: bool,
+    /// The API server's part; none when there is none.
+    api: Option<Api>,
+    /// Objects of the folder that the API server has too.
+    shadowed: BTreeMap<Key, Stored>,
+    folder: Folder,
+}
+
+/// State of the folder's part.
+#[derive(Debug, Default)]
+struct Folder {
+    read: bool,
+    doubtful: bool,
+    /// There is none to be read.
+    absent: bool,
 }
 
 impl Stored {
-    /// A problem of this object at its line.
+    /// A problem of this object at its line; 0 for an object of no file.
     pub fn finding(&self, key: &Key, problem: Problem) -> Finding {
+        if self.origin == Origin::Kubernetes {
+            return problem.placed(&self.file, 0, &key.to_string());
+        }
         let line = self.line + locate(&self.text, &format!("{}{}", self.prefix, problem.field)) - 1;
         problem.placed(&self.file, line, &key.to_string())
     }
@@ -73,13 +104,51 @@ struct Load {
 }
 
 impl Store {
+    /// Makes the API server a source as well, or with `folder` false the only one.
+    pub fn on_kubernetes(mut self, folder: bool) -> Self {
+        self.api = Some(Api::default());
+        self.folder.absent = !folder;
+        self.readable |= !folder;
+        self.refresh();
+        self
+    }
+
+    /// The API server's part; none when it is no source.
+    pub fn api(&self) -> Option<&Api> {
+        self.api.as_ref()
+    }
+
+    /// Findings of documents and objects, before compilation.
+    pub fn all_findings(&self) -> impl Iterator<Item = Finding> {
+        let twice = |(key, stored): (&Key, &Stored)| {
+            let reason = "is also in the API server, whose version is used".into();
+            let two = problem("metadata.name", Severity::Warning, "duplicate", reason, "keep one of them");
+            stored.finding(key, two)
+        };
+        let api = self.api.iter().flat_map(Api::findings).cloned();
+        self.findings.iter().cloned().chain(api).chain(self.shadowed.iter().map(twice))
+    }
+
+    /// What follows from the state of both sources. Once all was read it stays so: what cannot be read
+    /// later stays as it was.
+    fn refresh(&mut self) {
+        let listed = self.api.as_ref().is_none_or(|api| api.missing().is_empty());
+        self.read |= (self.folder.read || self.folder.absent) && listed;
+        let unsure = self.api.as_ref().is_some_and(|api| api.doubtful(&self.objects));
+        self.doubtful = self.folder.doubtful || unsure;
+    }
+
     /// Loads the folder again. What cannot be read is a finding, and what came from there stays.
     pub fn load(&mut self, folder: &Path) {
         let mut load = Load::default();
         load.folder(folder);
         self.readable = !load.unreadable.contains("");
-        self.read |= self.readable;
-        for (key, stored) in std::mem::take(&mut self.objects).into_iter().filter(|(_, s)| !s.stand_in) {
+        self.folder.read |= self.readable;
+        let (own, of_api): (BTreeMap<_, _>, BTreeMap<_, _>) = std::mem::take(&mut self.objects)
+            .into_iter()
+            .partition(|(_, stored)| stored.origin == Origin::Folder);
+        let before = own.into_iter().chain(std::mem::take(&mut self.shadowed));
+        for (key, stored) in before.filter(|(_, s)| !s.stand_in) {
             if load.objects.contains_key(&key) {
                 continue;
             }
@@ -95,8 +164,15 @@ impl Store {
             load.objects.entry(key).or_insert(stored);
         }
         let lost = |key: &Key| &*key.kind == "VirtualService" && !load.objects.contains_key(key);
-        self.doubtful = !load.unreadable.is_empty() || load.refused.iter().any(lost);
-        (self.objects, self.findings) = (load.objects, load.findings);
+        self.folder.doubtful = !load.unreadable.is_empty() || load.refused.iter().any(lost);
+        self.objects = of_api;
+        for (key, stored) in load.objects {
+            let hidden = self.objects.contains_key(&key);
+            let into = if hidden { &mut self.shadowed } else { &mut self.objects };
+            into.insert(key, stored);
+        }
+        self.findings = load.findings;
+        self.refresh();
     }
 }
 
@@ -175,6 +251,7 @@ impl Load {
             prefix: prefix.into(),
             object,
             stand_in,
+            origin: Origin::Folder,
         };
         let refused = problems.iter().any(|p| p.severity == Severity::Error);
         match object {

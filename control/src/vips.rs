@@ -3,19 +3,18 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
-    path::PathBuf,
 };
 
 use ipnet::Ipv4Net;
 use twox_hash::XxHash64;
 
-use crate::disk;
+use crate::disk::Place;
 
 /// The allocator.
 #[derive(Debug)]
 pub struct Vips {
     range: Ipv4Net,
-    file: Option<PathBuf>,
+    place: Place,
     given: BTreeMap<String, Ipv4Addr>,
     used: BTreeSet<Ipv4Addr>,
     reserved: BTreeSet<IpAddr>,
@@ -26,13 +25,13 @@ pub struct Vips {
 }
 
 impl Vips {
-    /// Addresses from `range`; what `file` remembers is kept.
-    pub fn new(range: Ipv4Net, file: Option<PathBuf>) -> Self {
-        let mut given: BTreeMap<String, Ipv4Addr> = file.as_deref().map(disk::load).unwrap_or_default();
+    /// Addresses from `range`; what `place` remembers is kept.
+    pub fn new(range: Ipv4Net, place: Place) -> Self {
+        let mut given: BTreeMap<String, Ipv4Addr> = place.load();
         given.retain(|_, ip| range.contains(&*ip));
         Self {
             range,
-            file,
+            place,
             used: given.values().copied().collect(),
             given,
             reserved: BTreeSet::new(),
@@ -87,10 +86,22 @@ impl Vips {
 
     /// Writes what was given since the last time.
     pub fn save(&mut self) {
-        if let (Some(file), true) = (&self.file, self.unsaved) {
-            disk::save(file, &self.given, "virtual addresses");
+        if self.unsaved {
+            self.place.save(&self.given, "virtual addresses");
         }
         self.unsaved = false;
+    }
+
+    /// Takes over what another replica gave since: its addresses count, and who had one of them here gets
+    /// another one.
+    pub fn adopt(&mut self) {
+        let theirs: BTreeMap<String, Ipv4Addr> = self.place.load();
+        let taken: BTreeSet<Ipv4Addr> = theirs.values().copied().collect();
+        self.given.retain(|name, ip| !theirs.contains_key(name) && !taken.contains(ip));
+        // What is here alone has to be kept as well.
+        self.unsaved |= !self.given.is_empty();
+        self.given.extend(theirs.into_iter().filter(|(_, ip)| self.range.contains(ip)));
+        self.used = self.given.values().copied().collect();
     }
 }
 
@@ -100,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_full_range_gives_addresses_of_services_that_are_gone_again() {
-        let mut vips = Vips::new("10.0.0.0/30".parse().unwrap(), None);
+        let mut vips = Vips::new("10.0.0.0/30".parse().unwrap(), Place::Nowhere);
         let round = |vips: &mut Vips, names: [&str; 2]| {
             vips.reserve(std::iter::empty());
             names.map(|name| vips.get(name))
@@ -109,5 +120,27 @@ mod tests {
         assert!(a.is_some() && b.is_some() && a != b);
         assert_eq!(round(&mut vips, ["a", "c"]), [a, None], "b was there a moment ago");
         assert_eq!(round(&mut vips, ["a", "c"]), [a, b]);
+    }
+
+    #[test]
+    fn two_replicas_agree_on_the_addresses_of_the_one_that_keeps_them() {
+        let shelf = crate::shelf::Shelf::new();
+        let replica = || Vips::new("10.0.0.0/29".parse().unwrap(), Place::Shared(shelf.clone(), "vips"));
+        let (mut first, mut second) = (replica(), replica());
+        let (mut here, mut there) = (Vec::new(), Vec::new());
+        for name in ["a", "b", "c"] {
+            here.push(first.get(name).unwrap());
+        }
+        // The other one heard of them in another order, and of one more.
+        for name in ["d", "c", "b", "a"] {
+            second.get(name);
+        }
+        first.save();
+        second.adopt();
+        for name in ["a", "b", "c"] {
+            there.push(second.get(name).unwrap());
+        }
+        assert_eq!(here, there);
+        assert!(!here.contains(&second.get("d").unwrap()));
     }
 }

@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test panics, so that the line number survives")]
 
 use control::{
-    analyze, compile, compile_folder, finding::Severity, memory::Memory, source::Store, vips::Vips,
+    analyze, compile, compile_folder, disk::Place, finding::Severity, memory::Memory, source::Store,
+    vips::Vips,
 };
 
 #[path = "support/bad.rs"]
@@ -67,10 +68,10 @@ fn the_last_good_version_stays_when_a_file_is_broken_or_half_written() {
 fn a_service_keeps_its_virtual_address_whatever_else_comes() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("vips.json");
-    let mut vips = Vips::new(control::SERVICE_CIDR, Some(file.clone()));
+    let mut vips = Vips::new(control::SERVICE_CIDR, Place::File(file.clone()));
     let first = vips.get("default/web");
     vips.save();
-    let mut again = Vips::new(control::SERVICE_CIDR, Some(file));
+    let mut again = Vips::new(control::SERVICE_CIDR, Place::File(file));
     let others: Vec<_> = (0..200).map(|i| again.get(&format!("default/other-{i}"))).collect();
     assert!(first.is_some() && !others.contains(&first));
     assert_eq!(again.get("default/web"), first);

@@ -132,3 +132,27 @@ fn l7_attributes_in_an_l4_policy_never_let_more_in() {
     assert!(deny.policies[&name].rules[0].clauses.is_empty(), "denies everything");
     assert!(allow.notes.len() == 1 && deny.notes.len() == 1);
 }
+
+/// A pod of service web with an address, as the API server shows it.
+fn endpoint(name: &str, meta: &str, ip: &str) -> String {
+    format!(
+        "kind: Pod\nmetadata: {{name: {name}, labels: {{app: web}}, {meta}}}\nspec: {{nodeName: n1}}\n\
+         status: {{podIP: {ip}, conditions: [{{type: Ready, status: 'True'}}]}}\n"
+    )
+}
+
+#[test]
+fn an_address_belongs_to_the_pod_that_stays_and_of_two_to_the_newer() {
+    let old = endpoint("old", "creationTimestamp: '2026-01-01T00:00:00Z'", "10.0.0.7");
+    let new = endpoint("new", "creationTimestamp: '2026-01-02T00:00:00Z'", "10.0.0.7");
+    let going = "creationTimestamp: '2026-01-03T00:00:00Z', deletionTimestamp: '2026-01-03T00:00:00Z'";
+    let going = endpoint("going", going, "10.0.0.7");
+    let names = |documents: &[&str]| -> Vec<String> {
+        let compiled = compiled(documents);
+        compiled.workloads.values().map(|w| w.name.to_string()).collect()
+    };
+    assert_eq!(names(&[&old, &new]), ["new"]);
+    assert_eq!(names(&[&new, &going]), ["new"]);
+    assert_eq!(names(&[&going, &old]), ["old"]);
+    assert_eq!(names(&[&going]), ["going"], "it is known until it is gone, for its own connections");
+}

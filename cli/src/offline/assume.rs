@@ -11,7 +11,7 @@ use control::{
     compile::{Compiled, GATEWAY_NAME},
     finding::{Severity, Sink},
     object::{Body, Key, Labels, Place, parse},
-    source::{Store, Stored},
+    source::{Origin, Store, Stored},
 };
 use mesh_core::{
     eligibility::{self, Candidate, REDIRECTION_ANNOTATION},
@@ -215,6 +215,8 @@ fn insert(store: &mut Store, document: &Value) -> bool {
     let Some(object) = object.filter(|_| !refused && !store.objects.contains_key(&key)) else { return false };
     let text = document.to_string();
     let (file, prefix) = ("(assumed)".into(), String::new());
-    store.objects.insert(key, Stored { file, line: 1, text, prefix, object, stand_in: false });
+    store
+        .objects
+        .insert(key, Stored { file, line: 1, text, prefix, object, stand_in: false, origin: Origin::Folder });
     true
 }

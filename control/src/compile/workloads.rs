@@ -1,6 +1,6 @@
 //! Pod → workloads.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use mesh_core::{
     eligibility::REDIRECTION_ANNOTATION,
@@ -17,6 +17,7 @@ use super::{
 use crate::object::{Body, Key, Labels, Object, Pod};
 
 pub(super) fn compile(cx: &mut Context<'_>) {
+    let owners = owners(cx);
     for (key, object) in cx.each("Pod") {
         let Body::Pod(pod) = &object.body else { continue };
         if pod.finished || pod.ips.is_empty() {
@@ -25,8 +26,42 @@ pub(super) fn compile(cx: &mut Context<'_>) {
         let mut workload = base(cx, key, &object.meta.labels);
         workload.services = backed(cx, &key.namespace, &object.meta.labels, Named::Pod(pod));
         fill_pod(cx, &mut workload, object, pod);
-        add(cx, workload, &object.meta.labels);
+        if !pod.host_network {
+            let lost = workload
+                .addresses
+                .extract_if(.., |ip| owners.get(ip).is_some_and(|(.., owner)| *owner != key));
+            let lost: Vec<IpAddr> = lost.collect();
+            for ip in lost.iter().filter(|_| !pod.terminating) {
+                let owner = owners.get(ip).map(|(.., owner)| owner.to_string()).unwrap_or_default();
+                let reason = format!("{ip} is the address of {owner} now; no connection goes to this pod");
+                cx.note(key, "status.podIPs", "address-lost", reason, "nothing to do if this pod is gone");
+            }
+        }
+        if !workload.addresses.is_empty() {
+            add(cx, workload, &object.meta.labels);
+        }
     }
+}
+
+/// Which pod has an address: a node gives one to a new pod while the API server still shows the old one, or
+/// the other way round. It belongs to the pod that is not being deleted, else to the newest; the other one
+/// has lost it and must get none of its connections.
+fn owners<'a>(cx: &Context<'a>) -> BTreeMap<IpAddr, (bool, Arc<str>, &'a Key)> {
+    let mut owners = BTreeMap::new();
+    for (key, object) in cx.each("Pod") {
+        let Body::Pod(pod) = &object.body else { continue };
+        if pod.finished || pod.host_network {
+            continue;
+        }
+        let claim = (!pod.terminating, object.meta.created.clone(), key);
+        for ip in &pod.ips {
+            let owner = owners.entry(ip.to_canonical()).or_insert_with(|| claim.clone());
+            if *owner < claim {
+                *owner = claim.clone();
+            }
+        }
+    }
+    owners
 }
 
 pub(super) fn add(cx: &mut Context<'_>, workload: Workload, labels: &Labels) {
@@ -80,7 +115,7 @@ pub(super) fn backed(
 
 fn fill_pod(cx: &Context<'_>, workload: &mut Workload, object: &Object, pod: &Pod) {
     let labels = &object.meta.labels;
-    workload.addresses = pod.ips.iter().map(std::net::IpAddr::to_canonical).collect();
+    workload.addresses = pod.ips.iter().map(IpAddr::to_canonical).collect();
     workload.node = pod.node.clone();
     workload.service_account = pod.service_account.clone();
     workload.host_network = pod.host_network;

@@ -14,7 +14,7 @@ fn api(kind: &str) -> Option<(&'static str, &'static [&'static str])> {
         "Namespace" | "Node" | "ServiceAccount" | "ConfigMap" | "Pod" | "Service" => ("", CORE),
         "Deployment" | "StatefulSet" | "ReplicaSet" => ("apps", CORE),
         "EndpointSlice" => ("discovery.k8s.io", &["v1", "v1beta1"]),
-        "Gateway" => ("gateway.networking.k8s.io", &["v1", "v1beta1", "v1alpha2"]),
+        "Gateway" | "GatewayClass" => ("gateway.networking.k8s.io", &["v1", "v1beta1", "v1alpha2"]),
         "VirtualService" | "DestinationRule" | "ServiceEntry" | "WorkloadEntry" => NETWORKING,
         "PeerAuthentication" | "AuthorizationPolicy" => SECURITY,
         _ => return None,

@@ -25,7 +25,7 @@ pub enum Mode {
 }
 
 /// A peer authentication.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct PeerAuth {
     /// Selected pods; none is all of the namespace (or mesh).
     pub selector: Option<Labels>,
@@ -36,7 +36,7 @@ pub struct PeerAuth {
 }
 
 /// An authorization policy.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Authorization {
     /// Selected pods; none is all.
     pub selector: Option<Labels>,

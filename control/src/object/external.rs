@@ -23,7 +23,7 @@ pub enum Place {
 }
 
 /// A workload entry, or an endpoint of a service entry.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
     /// Address.
     pub place: Place,
@@ -55,7 +55,7 @@ pub enum Resolution {
 }
 
 /// A service entry.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ServiceEntry {
     /// Host names.
     pub hosts: Vec<Arc<str>>,

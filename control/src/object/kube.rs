@@ -8,7 +8,7 @@ use super::Labels;
 use crate::reader::Reader;
 
 /// A pod as far as the mesh cares.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Pod {
     /// Node.
     pub node: Arc<str>,
@@ -20,6 +20,8 @@ pub struct Pod {
     pub ips: Vec<IpAddr>,
     /// Ready and not terminating.
     pub ready: bool,
+    /// Being deleted.
+    pub terminating: bool,
     /// Succeeded or failed: gone for the mesh.
     pub finished: bool,
     /// Owner kind and name.
@@ -38,7 +40,7 @@ pub enum TargetPort {
 }
 
 /// One port of a service.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ServicePort {
     /// Name; empty when it has none.
     pub name: Arc<str>,
@@ -51,7 +53,7 @@ pub struct ServicePort {
 }
 
 /// A service.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Service {
     /// Selector; empty selects nothing.
     pub selector: Labels,
@@ -74,7 +76,7 @@ pub struct Service {
 }
 
 /// A Gateway of a waypoint class.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Gateway {
     /// `gatewayClassName`.
     pub class: Arc<str>,
@@ -110,7 +112,7 @@ pub fn pod(doc: &Reader<'_>) -> Pod {
         });
         let finished = matches!(s.string("phase").as_deref(), Some("Succeeded" | "Failed"));
         let ready = ready.contains(&true) && !terminating;
-        Pod { node, service_account, host_network, ips, ready, finished, owner, ports }
+        Pod { node, service_account, host_network, ips, ready, terminating, finished, owner, ports }
     })
 }
 

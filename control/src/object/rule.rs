@@ -8,7 +8,7 @@ use super::{Labels, exported, resolve_host};
 use crate::reader::Reader;
 
 /// A destination rule.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct DestinationRule {
     /// Full host name.
     pub host: Arc<str>,

@@ -6,7 +6,7 @@ use super::{Labels, kube::address};
 use crate::reader::Reader;
 
 /// One endpoint of a slice.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SliceEndpoint {
     /// Addresses of the same endpoint.
     pub ips: Vec<IpAddr>,
@@ -21,7 +21,7 @@ pub struct SliceEndpoint {
 }
 
 /// An endpoint slice.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Slice {
     /// Service, of the same namespace.
     pub service: Option<Arc<str>>,

@@ -20,7 +20,7 @@ use super::{exported, resolve_host};
 use crate::reader::Reader;
 
 /// A virtual service.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct VirtualService {
     /// Full host names.
     pub hosts: Vec<Arc<str>>,

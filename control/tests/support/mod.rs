@@ -66,9 +66,10 @@ impl Running {
             .unwrap();
         let any = "127.0.0.1:0".parse().unwrap();
         let config = server::Config {
-            folder: path.join("cluster"),
+            folder: Some(path.join("cluster")),
+            kubernetes: None,
             state: path.join("state"),
-            tokens: path.join("tokens.yaml"),
+            tokens: Some(path.join("tokens.yaml")),
             listen: any,
             admin: any,
             admin_socket: Some(path.join("run/control.sock")),
