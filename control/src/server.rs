@@ -174,6 +174,7 @@ async fn watched(
     let health = Health::new(metrics.clone());
     let state = State::new(client.clone(), &settings.namespace, shelf.clone(), health.clone());
     let (always, held) = watch::channel(true);
+    // Until a lease says otherwise this replica writes.
     std::mem::forget(always);
     tokio::spawn(state.clone().follow(tell.clone()));
     tokio::spawn(state.clone().keep(held.clone()));

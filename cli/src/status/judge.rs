@@ -78,10 +78,10 @@ fn hint(control: &Control) -> Option<String> {
     let refused: Vec<_> = control.findings.iter().filter(|f| f.severity == "error").collect();
     let first = refused.first()?;
     Some(format!(
-        "{} errors in the configuration, first {}:{}: {} {}; culvert analyze -f FOLDER has them all",
+        "{} errors in the configuration, first {}{}: {} {}; culvert analyze -f FOLDER has them all",
         refused.len(),
         first.file,
-        first.line,
+        if first.line > 0 { format!(":{}", first.line) } else { String::new() },
         first.object,
         first.reason
     ))

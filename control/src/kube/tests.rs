@@ -241,3 +241,64 @@ async fn what_our_own_status_changes_is_no_difference() {
     value["metadata"]["generation"] = json!(2);
     assert!(store.apply(crate::source::api::Change::Applied(kind, value)));
 }
+
+#[test]
+fn of_an_object_in_both_sources_the_api_servers_counts_until_it_goes() {
+    use crate::source::{Origin, api::Change};
+    let folder = tempfile::tempdir().unwrap();
+    let service = |port: u16| {
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "namespace": "default"},
+               "spec": {"ports": [{"port": port}]}})
+    };
+    std::fs::write(folder.path().join("web.json"), service(80).to_string()).unwrap();
+    let mut store = Store::default().on_kubernetes(true);
+    let kind = KINDS.iter().find(|kind| kind.known == "Service").unwrap();
+    let key = Key { kind: "Service".into(), namespace: "default".into(), name: "web".into() };
+    let codes = |store: &Store| store.all_findings().map(|f| f.code).collect::<Vec<_>>();
+    // Whichever comes first.
+    store.load(folder.path());
+    assert!(!store.read, "the API server was not listed");
+    assert!(store.apply(Change::Applied(kind, service(90))));
+    assert_eq!((store.objects[&key].origin, codes(&store)), (Origin::Kubernetes, vec!["duplicate"]));
+    store.load(folder.path());
+    assert_eq!((store.objects[&key].origin, codes(&store)), (Origin::Kubernetes, vec!["duplicate"]));
+    assert!(store.apply(Change::Deleted(kind, Some("default".into()), "web".into())));
+    assert_eq!((store.objects[&key].origin, codes(&store)), (Origin::Folder, vec![]));
+}
+
+#[test]
+fn a_good_version_that_replicas_remember_outlives_a_restart() {
+    use crate::{
+        disk::Place,
+        memory::{GOOD, Memory},
+        shelf::Shelf,
+        source::api::Change,
+    };
+    let (state, shelf) = (tempfile::tempdir().unwrap(), Shelf::new());
+    let kind = KINDS.iter().find(|kind| kind.known == "VirtualService").unwrap();
+    let bad = || {
+        let mut value = route("a", json!(1)).value;
+        value["spec"]["http"] = json!("text");
+        value
+    };
+    let mut store = Store::default().on_kubernetes(false);
+    store.apply(Change::Applied(kind, route("a", json!(100)).value));
+    let mut memory = Memory::shared(crate::SERVICE_CIDR, state.path(), &shelf);
+    memory.good.keep(&store);
+    let kept = || Place::Shared(shelf.clone(), GOOD).load::<BTreeMap<String, String>>();
+    assert!(kept().is_empty(), "the API server has what is not refused");
+    store.apply(Change::Applied(kind, bad()));
+    memory.good.keep(&store);
+    let remembered: Vec<String> = kept().into_values().collect();
+    let mut after = Store::default().on_kubernetes(false);
+    remembered.into_iter().for_each(|text| drop(after.apply(Change::Remembered(text))));
+    after.apply(Change::Begin(kind));
+    after.apply(Change::Listed(kind, bad()));
+    after.apply(Change::End(kind));
+    let key = Key { kind: "VirtualService".into(), namespace: "default".into(), name: "a".into() };
+    assert!(after.objects.contains_key(&key) && !after.doubtful);
+    // What is remembered of an object that is gone is forgotten with the first list.
+    after.apply(Change::Begin(kind));
+    after.apply(Change::End(kind));
+    assert!(!after.objects.contains_key(&key));
+}

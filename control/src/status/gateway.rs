@@ -59,15 +59,18 @@ fn gateway(published: &Published, key: &Key, about: &About, findings: &[&Finding
             Condition::new("Programmed", false, "Pending", "no instance of the waypoint is ready yet")
         }
     };
+    let programmed_reason = programmed.reason;
     let one = |listener: &Value| -> Value {
-        let conditions =
-            [("Accepted", "Accepted"), ("ResolvedRefs", "ResolvedRefs"), ("Programmed", "Programmed")];
-        let of = |(name, reason): &(&str, &str)| {
-            json!({"type": name, "status": "True", "reason": reason, "message": "",
-                   "lastTransitionTime": about.detail["created"]})
+        let of = |(name, holds, reason): (&str, bool, &str)| {
+            json!({"type": name, "status": if holds { "True" } else { "False" }, "reason": reason, "message": "",
+                   "observedGeneration": about.generation, "lastTransitionTime": about.detail["created"]})
         };
-        json!({"name": listener, "attachedRoutes": 0, "supportedKinds": [],
-               "conditions": conditions.iter().map(of).collect::<Vec<_>>()})
+        let conditions = [
+            of(("Accepted", true, "Accepted")),
+            of(("ResolvedRefs", true, "ResolvedRefs")),
+            of(("Programmed", serves, programmed_reason)),
+        ];
+        json!({"name": listener, "attachedRoutes": 0, "supportedKinds": [], "conditions": conditions})
     };
     let listeners = about.detail["listeners"].as_array().map_or(&[][..], Vec::as_slice);
     let listed: Vec<Value> = if refused { Vec::new() } else { listeners.iter().map(one).collect() };
