@@ -380,7 +380,7 @@ spec:
 ---
 kind: Service
 metadata: {name: near, namespace: shop, labels: {istio.io/use-waypoint: none, istio.io/ingress-use-waypoint: "false"}}
-spec: {clusterIP: 10.96.0.10, ipFamilies: [IPv4], trafficDistribution: PreferSameNode, ports: [{port: 80}]}
+spec: {clusterIP: 10.96.0.10, ipFamilies: [IPv4], sessionAffinity: ClientIP, trafficDistribution: PreferSameNode, ports: [{port: 80}]}
 ---
 kind: Service
 metadata: {name: local, namespace: shop}
@@ -461,6 +461,7 @@ fn every_field_of_a_service_arrives() {
             mode: LoadBalancingMode::Failover,
             preference: zone.clone(),
             allow_unhealthy: true,
+            sticky: false,
         },
         ip_families: IpFamilies::Dual,
         canonical: true,
@@ -475,6 +476,7 @@ fn every_field_of_a_service_arrives() {
         (IpFamilies::V4, true, false)
     );
     assert_eq!(near.load_balancing.preference, [zone, vec![Scope::Subzone, Scope::Node]].concat());
+    assert!(near.load_balancing.sticky, "sessionAffinity");
     assert!(!near.ingress_use_waypoint, "the object comes before its namespace");
     let local = &service("local").load_balancing;
     assert_eq!((local.mode, &local.preference[..]), (LoadBalancingMode::Strict, &[Scope::Node][..]));

@@ -6,7 +6,7 @@ mod tests;
 use std::sync::Arc;
 
 use crate::{
-    entropy::Entropy,
+    entropy::{Entropy, SplitMix64},
     model::{Health, IpFamilies, LoadBalancing, LoadBalancingMode, Scope, Service, Workload, WorkloadUid},
     snapshot::Snapshot,
 };
@@ -147,7 +147,7 @@ pub struct Wanted<'a> {
 
 /// Chooses an endpoint: the best locality rank with an eligible endpoint, then two candidates drawn
 /// by capacity of which the less loaded for its capacity wins; where load is unknown, the first draw.
-/// None when nothing is eligible.
+/// Of a sticky service a client gets the same one each time. None when nothing is eligible.
 pub fn pick(
     snapshot: &Snapshot,
     wanted: Wanted<'_>,
@@ -155,6 +155,9 @@ pub fn pick(
     load: &impl LoadView,
 ) -> Option<Endpoint> {
     let endpoints = snapshot.endpoints(&wanted.service.key);
+    if wanted.service.load_balancing.sticky && wanted.purpose == Purpose::Destination {
+        return sticky(candidates(endpoints, wanted), wanted.source);
+    }
     let flat =
         matches!(wanted.service.load_balancing.mode, LoadBalancingMode::Any | LoadBalancingMode::Passthrough);
     if let (true, Some(endpoint)) = (flat && endpoints.len() > 8, quick(endpoints, wanted, entropy, load)) {
@@ -202,6 +205,25 @@ fn quick(
     };
     let (first, second) = (one()?, one()?);
     Some(lighter(&first, &second, load).clone())
+}
+
+/// The endpoint that a client keeps to: that of the best score of the two together, so that an endpoint that
+/// comes or goes moves only the clients that it takes or leaves. Clients are shared out by capacity.
+fn sticky(candidates: Vec<Endpoint>, client: &Workload) -> Option<Endpoint> {
+    let cost = |endpoint: &Endpoint| {
+        let seed = fnv(client.uid.0.bytes().chain([0]).chain(endpoint.workload.uid.0.bytes()));
+        // 53 bits, so that it lies between 0 and 1 and is neither.
+        #[allow(clippy::cast_precision_loss, reason = "53 bits fit into the fraction of an f64")]
+        let share = ((SplitMix64::new(seed).next_u64() >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
+        -share.ln() / f64::from(endpoint.workload.capacity)
+    };
+    let scored = candidates.into_iter().map(|endpoint| (cost(&endpoint), endpoint));
+    scored.min_by(|(a, _), (b, _)| a.total_cmp(b)).map(|(_, endpoint)| endpoint)
+}
+
+/// FNV-1a: the same in every version of the program.
+fn fnv(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn draw(candidates: &[Endpoint], mut at: u64) -> Option<&Endpoint> {

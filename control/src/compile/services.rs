@@ -115,7 +115,8 @@ pub(super) fn ingress(cx: &Context<'_>, namespace: &str, object: &Object) -> boo
 }
 
 fn load_balancing(cx: &mut Context<'_>, key: &Key, object: &Object, spec: &object::Service) -> LoadBalancing {
-    let mut lb = LoadBalancing { allow_unhealthy: spec.publish_not_ready, ..LoadBalancing::default() };
+    let (allow_unhealthy, sticky) = (spec.publish_not_ready, spec.sticky);
+    let mut lb = LoadBalancing { allow_unhealthy, sticky, ..LoadBalancing::default() };
     if spec.local_only {
         (lb.mode, lb.preference) = (LoadBalancingMode::Strict, vec![Scope::Node]);
         return lb;

@@ -141,6 +141,11 @@ pub(super) fn attach(cx: &mut Context<'_>, routed: &mut Routed) {
 }
 
 fn assign(cx: &mut Context<'_>, service: &ServiceName, gateway: GatewayAddress, through: bool) {
+    let sticky = cx.out.services.get(service).is_some_and(|service| service.load_balancing.sticky);
+    if let (true, Some((key, _))) = (sticky, cx.sources.get(service).copied()) {
+        let reason = "ClientIP has no effect at the waypoint that the service goes through".into();
+        cx.note(key, "spec.sessionAffinity", "unsupported-field", reason, "remove it, or take no waypoint");
+    }
     if let Some(service) = cx.out.services.get_mut(service).filter(|_| through) {
         service.waypoint = Some(gateway.clone());
     }

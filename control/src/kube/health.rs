@@ -29,8 +29,18 @@ struct Watch {
     errors: u64,
     version: Option<&'static str>,
     heard: Option<Instant>,
-    /// What failed last; none since something was heard.
-    trouble: Option<String>,
+    /// What failed last, and when; none since something was heard.
+    trouble: Option<(Instant, String)>,
+}
+
+/// A watch that fails says so at least this often. One that was taken up again without a word does not
+/// say that it is well: after this time without a failure it is.
+const STILL: Duration = Duration::from_secs(30);
+
+impl Watch {
+    fn trouble(&self) -> Option<&str> {
+        self.trouble.as_ref().filter(|(at, _)| at.elapsed() < STILL).map(|(_, text)| text.as_str())
+    }
 }
 
 impl Health {
@@ -83,7 +93,9 @@ impl Health {
     fn trouble(&self, kind: &'static str, code: &'static str, text: String) {
         let first = self.with(kind, |watch| {
             watch.errors += 1;
-            watch.trouble.replace(text.clone()).is_none()
+            let first = watch.trouble().is_none();
+            watch.trouble = Some((Instant::now(), text.clone()));
+            first
         });
         self.metrics.watch.errors.with_label_values(&[kind, code]).inc();
         // Each failure of a long one would be the same line again.
@@ -110,7 +122,7 @@ impl Health {
     /// What fails now, by kind.
     pub fn troubles(&self) -> Vec<(&'static str, String)> {
         let watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
-        watches.iter().filter_map(|(kind, watch)| Some((*kind, watch.trouble.clone()?))).collect()
+        watches.iter().filter_map(|(kind, watch)| Some((*kind, watch.trouble()?.to_string()))).collect()
     }
 
     /// Sets the gauges of silence; called when metrics are read.
@@ -129,7 +141,7 @@ impl Health {
     pub fn shown(&self) -> Value {
         let watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
         let one = |(kind, watch): (&&str, &Watch)| {
-            json!({"kind": kind, "lists": watch.lists, "errors": watch.errors, "trouble": watch.trouble,
+            json!({"kind": kind, "lists": watch.lists, "errors": watch.errors, "trouble": watch.trouble(),
                    "silent_seconds": watch.heard.map(|at| at.elapsed().as_secs())})
         };
         watches.iter().map(one).collect()

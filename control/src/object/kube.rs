@@ -69,6 +69,8 @@ pub struct Service {
     pub local_only: bool,
     /// `trafficDistribution`.
     pub distribution: Option<Arc<str>>,
+    /// `sessionAffinity: ClientIP`.
+    pub sticky: bool,
     /// `ipFamilies`.
     pub families: IpFamilies,
     /// `type: ExternalName`: a name for DNS only, nothing for the mesh.
@@ -135,11 +137,8 @@ pub fn service(spec: &Reader<'_>) -> Service {
             ips.extend(spec.at("clusterIP", |ip| address(&ip)));
         }
     }
-    if spec.string("sessionAffinity").as_deref() == Some("ClientIP") {
-        let reason = "ClientIP is not supported and has no effect";
-        spec.at("sessionAffinity", |f| f.warn("unsupported-field", reason, "remove it"));
-    }
     Service {
+        sticky: spec.string("sessionAffinity").as_deref() == Some("ClientIP"),
         external_name: spec.string("type").as_deref() == Some("ExternalName"),
         selector: spec.map("selector"),
         ips,

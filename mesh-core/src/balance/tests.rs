@@ -176,3 +176,27 @@ fn a_waypoint_with_an_application_tunnel_needs_no_declared_port() {
     assert_eq!(target_port(&nginx(), &w, 15008, Purpose::Waypoint), Some(15088));
     assert_eq!(target_port(&nginx(), &w, 15008, Purpose::Destination), None);
 }
+
+#[test]
+fn a_client_of_a_sticky_service_keeps_to_one_endpoint_and_few_move_when_one_goes() {
+    let mut service = nginx();
+    service.load_balancing.sticky = true;
+    let chosen = |endpoints: Vec<Workload>| -> Vec<String> {
+        let of = |client: u8| {
+            let source = pod(&format!("client-{client}"), [10, 0, 0, client]);
+            let counts = shares(&service, &source, endpoints.clone(), &NoLoad);
+            assert_eq!(counts.len(), 1, "{counts:?}");
+            counts.into_keys().next().unwrap()
+        };
+        (1..=40).map(of).collect()
+    };
+    let before = chosen((1..=4).map(endpoint).collect());
+    let after = chosen((1..=3).map(endpoint).collect());
+    for (was, is) in before.iter().zip(&after) {
+        assert!(was == is || was == "web-4", "{was} became {is} though it is still there");
+    }
+    for n in 1..=4 {
+        let share = before.iter().filter(|name| **name == format!("web-{n}")).count();
+        assert!((4..=20).contains(&share), "{before:?}");
+    }
+}

@@ -139,6 +139,9 @@ pub struct LoadBalancing {
     pub preference: Vec<Scope>,
     /// Whether unhealthy endpoints take part (`publishNotReadyAddresses`).
     pub allow_unhealthy: bool,
+    /// One client keeps to one endpoint as long as that is eligible (`sessionAffinity: ClientIP`).
+    #[serde(default)]
+    pub sticky: bool,
 }
 
 /// Address families of a service.

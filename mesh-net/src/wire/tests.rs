@@ -80,6 +80,7 @@ fn full_service() -> Service {
         mode: LoadBalancingMode::Failover,
         preference: vec![Network, Region, Zone, Subzone, Node, Cluster],
         allow_unhealthy: true,
+        sticky: true,
     };
     s.ip_families = IpFamilies::Dual;
     s.canonical = true;

@@ -191,6 +191,8 @@ fn from_service(s: pb::Service) -> Result<Service, WireError> {
         Ok(pb::IpFamilies::Dual) => IpFamilies::Dual,
         Err(_) => return Err(WireError::new("ip_families", format!("{} is unknown", s.ip_families))),
     };
+    let sticky = s.extensions.iter().any(|extension| extension.name == STICKY);
+    let load_balancing = s.load_balancing.map(from_load_balancing).transpose()?.unwrap_or_default();
     Ok(Service {
         key: ServiceName::new(s.namespace, s.hostname),
         name: s.name.into(),
@@ -209,7 +211,7 @@ fn from_service(s: pb::Service) -> Result<Service, WireError> {
                 Ok((from_gateway("weighted_waypoints", destination)?, w.weight))
             })
             .collect::<Result<_, WireError>>()?,
-        load_balancing: s.load_balancing.map(from_load_balancing).transpose()?.unwrap_or_default(),
+        load_balancing: LoadBalancing { sticky, ..load_balancing },
         ip_families,
         canonical: s.canonical,
         namespace_only: s.visibility == pb::service::Visibility::Namespace as i32,
@@ -227,6 +229,10 @@ fn from_vip(a: pb::NetworkAddress) -> Result<Vip, WireError> {
         .ok_or_else(|| WireError::new("addresses", format!("prefix length {length} is too long for {ip}")))?;
     Ok(Vip { network: a.network.into(), range })
 }
+
+/// Name of the extension of a service that keeps each client at one endpoint. Istio's clients leave
+/// extensions alone that they do not know.
+const STICKY: &str = "culvert.dev/sticky";
 
 fn from_load_balancing(lb: pb::LoadBalancing) -> Result<LoadBalancing, WireError> {
     use pb::load_balancing as wire;
@@ -259,7 +265,7 @@ fn from_load_balancing(lb: pb::LoadBalancing) -> Result<LoadBalancing, WireError
             _ => Err(WireError::new("load_balancing.routing_preference", format!("{scope} is unknown"))),
         })
         .collect::<Result<_, _>>()?;
-    Ok(LoadBalancing { mode, preference, allow_unhealthy })
+    Ok(LoadBalancing { mode, preference, allow_unhealthy, sticky: false })
 }
 
 /// Wire form of a workload; istiod's defaults are spelled out.
@@ -359,6 +365,8 @@ fn to_gateway(g: &GatewayAddress) -> pb::GatewayAddress {
 
 /// Wire form of a service.
 pub fn to_service(s: &Service) -> pb::Service {
+    let sticky = s.load_balancing.sticky.then(|| pb::Extension { name: STICKY.into(), config: None });
+    let sticky = sticky.into_iter();
     pb::Service {
         name: s.name.to_string(),
         namespace: s.key.namespace.to_string(),
@@ -375,7 +383,7 @@ pub fn to_service(s: &Service) -> pb::Service {
             IpFamilies::V6 => pb::IpFamilies::Ipv6Only,
             IpFamilies::Dual => pb::IpFamilies::Dual,
         } as i32,
-        extensions: Vec::new(),
+        extensions: sticky.collect(),
         canonical: s.canonical,
         ingress_use_waypoint: s.ingress_use_waypoint,
         weighted_waypoints: s
