@@ -82,8 +82,10 @@ impl Follower {
             self.load();
         }
         let known = self.store.read;
-        let changes = round.changes.into_iter();
-        let different = changes.fold(false, |different, change| self.store.apply(change) || different);
+        let mut different = false;
+        for change in round.changes {
+            different |= self.store.apply(change);
+        }
         // While lists are read, what is missing is published, for whoever asks why nothing is ready.
         if edited || (different && self.store.read) || !known {
             self.publish(start);

@@ -77,10 +77,9 @@ pub fn told(published: &Published) -> BTreeMap<Key, Told> {
 pub fn patch(told: &Told, about: &About, now: &str) -> Option<Value> {
     let empty = Vec::new();
     let before = about.status["conditions"].as_array().unwrap_or(&empty);
-    let ours = |name: &Value| {
-        let is = |other: &&str| *name == **other;
-        told.conditions.iter().map(|c| c.name).any(|c| is(&c)) || told.without.iter().any(|c| is(c))
-    };
+    let names: Vec<&str> =
+        told.conditions.iter().map(|c| c.name).chain(told.without.iter().copied()).collect();
+    let ours = |name: &Value| name.as_str().is_some_and(|name| names.contains(&name));
     let mut after: Vec<Value> = before.iter().filter(|c| !ours(&c["type"])).cloned().collect();
     let mut same = before.iter().filter(|c| ours(&c["type"])).count() == told.conditions.len();
     for condition in &told.conditions {

@@ -51,12 +51,13 @@ impl Defined {
                 self.now = self.listing.take().unwrap_or_default();
                 self.known = true;
             }
-            Event::Apply(raw) => match (named(&raw), served(&raw.value)) {
-                (_, Some((kind, version))) => drop(self.now.insert(kind, version)),
+            Event::Apply(raw) => {
                 // A version that is no longer served, or one that is not established for a moment, deletes
                 // nothing: only a definition that is gone does.
-                (Some(_) | None, None) => {}
-            },
+                if let Some((kind, version)) = served(&raw.value) {
+                    self.now.insert(kind, version);
+                }
+            }
             Event::Delete(raw) => {
                 if let Some(kind) = named(&raw) {
                     self.now.remove(kind);

@@ -291,7 +291,9 @@ fn a_good_version_that_replicas_remember_outlives_a_restart() {
     memory.good.keep(&store);
     let remembered: Vec<String> = kept().into_values().collect();
     let mut after = Store::default().on_kubernetes(false);
-    remembered.into_iter().for_each(|text| drop(after.apply(Change::Remembered(text))));
+    for text in remembered {
+        after.apply(Change::Remembered(text));
+    }
     after.apply(Change::Begin(kind));
     after.apply(Change::Listed(kind, bad()));
     after.apply(Change::End(kind));

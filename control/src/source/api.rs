@@ -161,14 +161,23 @@ impl Store {
         api.listed.insert(kind);
         let seen = api.seen.remove(kind).unwrap_or_default();
         let gone: Vec<Key> = api.keys(kind).into_iter().filter(|key| !seen.contains(key)).collect();
-        gone.iter().fold(false, |different, key| self.remove(key) || different)
+        self.remove_all(&gone)
     }
 
     fn gone(&mut self, kind: &'static Kind) -> bool {
         let api = self.api_mut();
         api.listed.remove(kind);
         api.seen.remove(kind);
-        api.keys(kind).iter().fold(false, |different, key| self.remove(key) || different)
+        let keys = api.keys(kind);
+        self.remove_all(&keys)
+    }
+
+    fn remove_all(&mut self, keys: &[Key]) -> bool {
+        let mut different = false;
+        for key in keys {
+            different |= self.remove(key);
+        }
+        different
     }
 
     fn put(&mut self, kind: &Kind, key: Key, value: Value) -> bool {
