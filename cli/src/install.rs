@@ -33,7 +33,7 @@ pub async fn run(options: &Install, as_json: bool, style: Style) -> Result<(Exit
         let reason = format!("Culvert {} is installed in {namespace} already", there.version);
         return Err(Failure::new(reason, "change it with culvert upgrade"));
     }
-    preflight::demand(&cluster, namespace, options.carry.skip_check).await?;
+    preflight::demand(&cluster, namespace, options.carry.skip_check || options.carry.dry_run).await?;
     let plan = Plan::new(&values, &Record::default());
     let done = carry::out(&cluster, &plan, &options.carry).await?;
     report::text("installed", &plan, &done, options.carry.dry_run, as_json, style)

@@ -28,7 +28,7 @@ pub async fn run(options: &Upgrade, as_json: bool, style: Style) -> Result<(Exit
         false => before.values(namespace)?,
     };
     plan::choose(&mut values, &options.choice)?;
-    preflight::demand(&cluster, namespace, options.carry.skip_check).await?;
+    preflight::demand(&cluster, namespace, options.carry.skip_check || options.carry.dry_run).await?;
     let plan = Plan::new(&values, &before);
     let done = carry::out(&cluster, &plan, &options.carry).await?;
     report::text("upgraded", &plan, &done, options.carry.dry_run, as_json, style)

@@ -40,9 +40,11 @@ pub fn trouble(pod: &Value) -> Option<Trouble> {
     let logs =
         format!("kubectl -n {} logs {}", text(pod, "/metadata/namespace"), text(pod, "/metadata/name"));
     let describe = logs.replacen(" logs ", " describe pod ", 1);
-    let (reason, next) = unschedulable(pod).or_else(|| waiting(pod, &logs, &describe)).unwrap_or_else(|| {
-        (format!("is {}, not ready", text(pod, "/status/phase").to_lowercase()), logs.clone())
-    });
+    let started = pod.pointer("/status/containerStatuses").is_some();
+    let phase = format!("is {}, not ready", text(pod, "/status/phase").to_lowercase());
+    let (reason, next) = unschedulable(pod)
+        .or_else(|| waiting(pod, &logs, &describe))
+        .unwrap_or_else(|| (phase, if started { logs.clone() } else { describe.clone() }));
     Some(Trouble { pod: pod_name, node: text(pod, "/spec/nodeName").to_owned(), reason, next })
 }
 

@@ -44,8 +44,8 @@ async fn of_cluster(options: &Mesh, cluster: &Cluster) -> Result<Targets, Failur
     let pods = cluster.list(&collection("v1", "Pod", namespace), query).await?;
     let targets = choose(&pods, options);
     if targets.control.is_none() && targets.agents.is_empty() {
-        let reason = format!("Culvert has no pod in namespace {namespace} of {}", cluster.server);
-        return Err(Failure::new(reason, "culvert install; or name its namespace with --namespace"));
+        let reason = format!("no pod of Culvert runs in namespace {namespace} of {}", cluster.server);
+        return Err(Failure::new(reason, "culvert check says why; or name its namespace with --namespace"));
     }
     Ok(targets)
 }
