@@ -118,7 +118,7 @@ pub struct Flow {
     /// Counters of its label set, once the flow is carried.
     pub handle: OnceCell<Rc<tcp::Handle>>,
     /// Counts it at its endpoint, once one is chosen.
-    pub load: OnceCell<LoadGuard>,
+    pub load: RefCell<Option<LoadGuard>>,
     _held: [TaskTrackerToken; 2],
     outcome: RefCell<Option<Result<(), Failure>>>,
     announced: Cell<bool>,

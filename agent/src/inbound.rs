@@ -171,7 +171,11 @@ async fn admitted(
         return Err(at(Stage::Plan)(Refusal::new(Reason::Internal, detail)));
     }
     let from = Some(facts.peer.ip()).filter(|ip| ip.is_ipv4() == admission.dial.is_ipv4());
-    let application = worker.reach(&flow.member, admission.dial, from).await.map_err(at(Stage::Dial))?;
+    let application = match (&facts.arrival, from) {
+        (Arrival::Plaintext, Some(from)) => worker.reach_beside(&flow.member, admission.dial, from).await,
+        _ => worker.reach(&flow.member, admission.dial, from).await,
+    };
+    let application = application.map_err(at(Stage::Dial))?;
     Ok((application, admission))
 }
 

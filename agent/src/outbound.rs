@@ -23,6 +23,9 @@ use crate::{
     worker::{Worker, reset},
 };
 
+/// So often a connection is planned when its way changes while it is dialled.
+const PLANS: usize = 4;
+
 /// Carries one captured connection to its end.
 pub async fn carry(worker: &Rc<Worker>, member: &Arc<Member>, tcp: TcpStream, client: SocketAddr) {
     let flow = worker.flows.begin(Direction::Outbound, member.clone(), client);
@@ -64,16 +67,33 @@ async fn open(worker: &Rc<Worker>, flow: &FlowGuard, tcp: &TcpStream) -> Result<
     let facts = facts(worker, flow, tcp).map_err(at(Stage::Accept))?;
     flow.ends.borrow_mut().original = Some(facts.destination);
     let decision = |snapshot: &_| outbound::plan(snapshot, &facts, &mut worker.entropy(), &*worker.load);
-    let plan = worker.decide(decision).await.map_err(at(Stage::Plan))?;
-    note(flow, &plan);
-    if let Some(endpoint) = &plan.destination {
-        let _ = flow.load.set(worker.load.enter(&endpoint.uid));
+    let mut plan = worker.decide(decision).await.map_err(at(Stage::Plan))?;
+    for _ in 0..PLANS {
+        note(flow, &plan);
+        if let Some(endpoint) = &plan.destination {
+            flow.load.replace(Some(worker.load.enter(&endpoint.uid)));
+        }
+        let hop = match &plan.transport {
+            Transport::Plain(hop) => hop,
+            Transport::Tunnel(tunnel) => {
+                let stream = through(worker, flow, &plan, tunnel).await;
+                return stream.map(Upstream::Tunnel).map_err(at(Stage::Dial));
+            }
+        };
+        let stream = plain(worker, flow, hop).await.map_err(at(Stage::Dial))?;
+        if worker.snapshot().version() == plan.snapshot {
+            return Ok(Upstream::Plain(stream));
+        }
+        // Dialling took its time and the world has changed: the peer may be in the mesh by now, and
+        // nothing has been sent yet.
+        let again = worker.decide(decision).await.map_err(at(Stage::Plan))?;
+        if matches!(again.transport, Transport::Plain(_)) {
+            return Ok(Upstream::Plain(stream));
+        }
+        plan = again;
     }
-    match &plan.transport {
-        Transport::Plain(hop) => plain(worker, flow, hop).await.map(Upstream::Plain),
-        Transport::Tunnel(tunnel) => through(worker, flow, &plan, tunnel).await.map(Upstream::Tunnel),
-    }
-    .map_err(at(Stage::Dial))
+    let detail = "the way to the destination changed with each attempt";
+    Err(at(Stage::Plan)(Refusal::new(Reason::ConnectFailed, detail)))
 }
 
 fn facts(worker: &Worker, flow: &FlowGuard, tcp: &TcpStream) -> Result<OutboundFacts, Refusal> {

@@ -163,6 +163,32 @@ impl Worker {
         dial::connect(socket, to).await
     }
 
+    /// As [`Worker::reach`], for a client whose own connections end in the pod's namespace.
+    ///
+    /// # Errors
+    /// As [`Worker::connect`].
+    pub async fn reach_beside(
+        &self,
+        member: &Member,
+        to: SocketAddr,
+        from: IpAddr,
+    ) -> Result<TcpStream, Refusal> {
+        for _ in 0..dial::BESIDE_TRIES {
+            let random = self.entropy.borrow_mut().next_u64();
+            let made = self.home.visit(&member.target.netns, || dial::beside_client(to, from, random));
+            let connected = match made {
+                Ok(socket) => dial::connect_io(self.exempt(socket)?, to).await,
+                Err(error) => Err(error),
+            };
+            match connected {
+                Err(error) if dial::is_taken(&error) => {}
+                result => return result.map_err(|error| dial::refusal(to, &error)),
+            }
+        }
+        // They are all in use: the kernel finds one.
+        self.reach(member, to, Some(from)).await
+    }
+
     fn socket(
         &self,
         member: &Member,
@@ -171,6 +197,10 @@ impl Worker {
         let socket = self.home.visit(&member.target.netns, make).map_err(|error| {
             Refusal::new(Reason::Internal, format!("no socket in pod {}: {error}", member.info.name()))
         })?;
+        self.exempt(socket)
+    }
+
+    fn exempt(&self, socket: TcpSocket) -> Result<TcpSocket, Refusal> {
         self.redirector.exempt(&SockRef::from(&socket)).map_err(|error| {
             Refusal::new(Reason::LimitReached, format!("socket cannot be exempted: {error}"))
         })?;

@@ -1,17 +1,19 @@
 //! The command line.
 
+pub mod lifecycle;
+
 use std::path::PathBuf;
 
 use clap::{Args as Group, Parser, Subcommand, ValueEnum, builder::FalseyValueParser};
 
-use crate::endpoint::Endpoint;
+use crate::{cluster::connect::Reach, endpoint::Endpoint, manifest::NAMESPACE};
 
 /// Folder of the sockets of everything that runs on this machine.
 pub const RUN_DIR: &str = "/run/culvert";
 
-/// Asks a Culvert mesh: what is wrong, what would happen, how it is. Changes nothing.
+/// Installs a Culvert mesh on Kubernetes, and asks one: what is wrong, what would happen, how it is.
 ///
-/// Exit status: 0 all is well, 1 something is not (an error, a refusal, a part that is not ready),
+/// Only install, upgrade, uninstall and waypoint change anything. Exit status: 0 all is well, 1 something is not (an error, a refusal, a part that is not ready),
 /// 2 the question could not be answered.
 #[derive(Debug, Parser)]
 #[command(name = "culvert", version, max_term_width = 100)]
@@ -37,6 +39,19 @@ pub enum Command {
     Explain(Explain),
     /// Which parts of the mesh run, whether they are ready, and what to do if not.
     Status(Status),
+    /// Whether a cluster or this machine is fit for Culvert, and whether what is installed works.
+    Check(lifecycle::Check),
+    /// Installs Culvert on a Kubernetes cluster.
+    Install(lifecycle::Install),
+    /// Changes the version or settings of an installation.
+    Upgrade(lifecycle::Upgrade),
+    /// Removes Culvert from a cluster, nodes first.
+    Uninstall(lifecycle::Uninstall),
+    /// Makes, lists, removes and looks at waypoints.
+    Waypoint(lifecycle::Waypoint),
+    /// Writes the manifests and pages that are made from this program.
+    #[command(hide = true)]
+    Manifests(lifecycle::Manifests),
 }
 
 /// Options of `analyze`.
@@ -126,4 +141,13 @@ pub struct Mesh {
     #[arg(long, value_name = "FOLDER", env = "CULVERT_RUN_DIR", hide_env_values = true,
           default_value = RUN_DIR)]
     pub run_dir: PathBuf,
+    /// The mesh of a Kubernetes cluster; also asked when nothing runs on this machine.
+    #[arg(long, short = 'k', conflicts_with_all = ["agent", "control", "world"])]
+    pub kubernetes: bool,
+    /// Namespace of Culvert's own programs there.
+    #[arg(long, short = 'n', value_name = "NAMESPACE", default_value = NAMESPACE)]
+    pub namespace: String,
+    /// Which cluster.
+    #[command(flatten)]
+    pub reach: Reach,
 }

@@ -11,6 +11,23 @@ pub enum Endpoint {
     Tcp(String),
     /// A socket's path.
     Unix(PathBuf),
+    /// A port of a pod, through the API server.
+    Pod(PodPort),
+}
+
+/// A port of a pod, and how its API server is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PodPort {
+    /// Namespace.
+    pub namespace: String,
+    /// Pod.
+    pub pod: String,
+    /// Port.
+    pub port: u16,
+    /// Kubeconfig file, when not the usual one.
+    pub kubeconfig: Option<PathBuf>,
+    /// Its context, when not the current one.
+    pub context: Option<String>,
 }
 
 /// A text that is no endpoint.
@@ -59,6 +76,7 @@ impl fmt::Display for Endpoint {
         match self {
             Self::Tcp(authority) => write!(f, "http://{authority}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Pod(pod) => write!(f, "pod:{}/{}:{}", pod.namespace, pod.pod, pod.port),
         }
     }
 }

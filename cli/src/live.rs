@@ -2,6 +2,7 @@
 
 pub mod client;
 pub mod discover;
+pub mod pods;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 

@@ -11,7 +11,7 @@ use crate::{
     contract::{AgentConfig, Client, Found},
     endpoint::Endpoint,
     exit::{Exit, Failure},
-    live::discover::targets,
+    live::pods::targets,
     style::Style,
 };
 
@@ -83,7 +83,7 @@ pub struct Unanswered {
 /// # Errors
 /// There is nobody to ask.
 pub async fn run(options: &Status, as_json: bool, style: Style) -> Result<(Exit, String), Failure> {
-    let mesh = judge(gather::gather(targets(&options.mesh)?).await);
+    let mesh = judge(gather::gather(targets(&options.mesh).await?).await);
     let exit = Exit::well_if(mesh.ready);
     let text = match as_json {
         true => serde_json::to_string_pretty(&mesh)

@@ -31,12 +31,21 @@ pub fn socket(to: SocketAddr, from: Option<IpAddr>) -> io::Result<TcpSocket> {
     Ok(TcpSocket::from_std_stream(socket.into()))
 }
 
+fn unbound(to: SocketAddr) -> io::Result<Socket> {
+    Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))
+}
+
+/// Lets a socket have an address that is not local.
+fn borrow_address(socket: &Socket) -> io::Result<()> {
+    socket.set_mark(MARK)?;
+    // The option of IPv4 covers the socket as a whole, IPv6 included.
+    socket.set_ip_transparent_v4(true)
+}
+
 fn bound(to: SocketAddr, from: Option<IpAddr>) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    let socket = unbound(to)?;
     if let Some(from) = from {
-        socket.set_mark(MARK)?;
-        // The option of IPv4 covers the socket as a whole, IPv6 included.
-        socket.set_ip_transparent_v4(true)?;
+        borrow_address(&socket)?;
         // The port is chosen at connect, so that it need only be unique for the destination.
         setsockopt(&socket, sockopt::IpBindAddressNoPort, &true)?;
         socket.bind(&SocketAddr::new(from, 0).into())?;
@@ -55,16 +64,59 @@ pub fn local_socket(to: SocketAddr, from: Option<IpAddr>) -> io::Result<TcpSocke
     Ok(TcpSocket::from_std_stream(socket.into()))
 }
 
+/// Ports above those that clients take by default (`net.ipv4.ip_local_port_range`), see [`beside_client`].
+const BESIDE: std::ops::RangeInclusive<u16> = 61_000..=65_535;
+/// So many of them are tried.
+pub const BESIDE_TRIES: usize = 8;
+
+/// As [`local_socket`], for a client whose own connections end in the same namespace: from one of the ports that
+/// clients do not take, the `random`th. With a client's port both connections would have the same four numbers,
+/// and the packets of one would arrive at the other.
+///
+/// # Errors
+/// The kernel's; `AddrInUse` when the port is taken.
+pub fn beside_client(to: SocketAddr, from: IpAddr, random: u64) -> io::Result<TcpSocket> {
+    let socket = unbound(to)?;
+    borrow_address(&socket)?;
+    // Many destinations may be reached from one port.
+    socket.set_reuse_address(true)?;
+    let (first, count) = (*BESIDE.start(), u64::from(BESIDE.end() - BESIDE.start()) + 1);
+    let port = first + u16::try_from(random % count).unwrap_or_default();
+    socket.bind(&SocketAddr::new(from, port).into())?;
+    socket.set_tcp_nodelay(true)?;
+    Ok(TcpSocket::from_std_stream(socket.into()))
+}
+
+/// Whether another port of one's own would do.
+pub fn is_taken(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable)
+}
+
 /// Connects a socket of [`socket`].
 ///
 /// # Errors
 /// `ConnectTimeout` after [`CONNECT_TIMEOUT`], `ConnectFailed`.
 pub async fn connect(socket: TcpSocket, to: SocketAddr) -> Result<TcpStream, Refusal> {
-    match timeout(CONNECT_TIMEOUT, socket.connect(to)).await {
-        Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) => Err(Refusal::new(Reason::ConnectFailed, format!("{to}: {error}"))),
-        Err(_) => Err(Refusal::new(Reason::ConnectTimeout, format!("{to} within {CONNECT_TIMEOUT:?}"))),
-    }
+    connect_io(socket, to).await.map_err(|error| refusal(to, &error))
+}
+
+/// As [`connect`], with the kernel's own words.
+///
+/// # Errors
+/// The kernel's; `TimedOut` after [`CONNECT_TIMEOUT`].
+pub async fn connect_io(socket: TcpSocket, to: SocketAddr) -> io::Result<TcpStream> {
+    timeout(CONNECT_TIMEOUT, socket.connect(to)).await.unwrap_or_else(|_| {
+        Err(io::Error::new(io::ErrorKind::TimedOut, format!("not within {CONNECT_TIMEOUT:?}")))
+    })
+}
+
+/// What a connection that cannot be made is called.
+pub fn refusal(to: SocketAddr, error: &io::Error) -> Refusal {
+    let reason = match error.kind() {
+        io::ErrorKind::TimedOut => Reason::ConnectTimeout,
+        _ => Reason::ConnectFailed,
+    };
+    Refusal::new(reason, format!("{to}: {error}"))
 }
 
 /// Prepares an accepted connection: no delay, keepalive as Istio's (180 s, 180 s, 9).

@@ -3,6 +3,7 @@
 
 use std::{
     net::TcpStream,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -12,7 +13,7 @@ use harness::{
     manifest,
     mesh::{LIMIT, MESHED, Mesh, PLAIN, agent},
     peer::{FAMILIES, Family, Peer},
-    require, runner, wait,
+    require, runner, shell, wait,
     world::World,
 };
 
@@ -88,6 +89,43 @@ fn a_running_pod_is_enrolled_and_withdrawn_while_its_open_connections_live_on_in
         assert_eq!(new.matches("connection complete").count(), 1, "{new}");
         wait::until(LIMIT, "the pod to have left", || (mesh.standing(0, "ignored") > 0).then_some(()))
             .unwrap();
+    }
+}
+
+#[test]
+fn a_connection_that_was_dialled_before_its_peer_was_in_the_mesh_goes_through_the_tunnel() {
+    let name = "a_connection_that_was_dialled_before_its_peer_was_in_the_mesh_goes_through_the_tunnel";
+    let Some(mut mesh) = mesh(name) else { return };
+    let client = mesh.pod(MESHED, "client", 0).unwrap();
+    let app = mesh.pod(LATE, "app", 1).unwrap();
+    let _server = Echo::serve(&app, 80, "app").unwrap();
+    mesh.enrolled(&[&client]).unwrap();
+    let node = mesh.world.node_place(0).netns;
+    for (family, kind) in [(Family::V4, "-4"), (Family::V6, "-6")] {
+        let hole = |verb: &str| {
+            let rule = format!("{kind} rule {verb} to {} priority 1 blackhole", app.ip(family));
+            shell::ip_in(&node, &rule).unwrap()
+        };
+        mesh.reaches(&client, app.at(family, 80)).unwrap();
+        let mark = mesh.mark(agent(0));
+        hole("add");
+        let asked = thread::scope(|scope| {
+            let asking = scope.spawn(|| ask(&client, app.at(family, 80)));
+            wait::until(LIMIT, "the agent to dial", || {
+                let dialling = client.pod.exec(&["ss", "-Htn", "state", "syn-sent"]).ok()?;
+                (!dialling.trim().is_empty()).then_some(())
+            })
+            .unwrap();
+            mesh.label(LATE, true).unwrap();
+            mesh.enrolled(&[&app]).unwrap();
+            hole("del");
+            asking.join()
+        });
+        assert_eq!(asked.unwrap().unwrap().server, "app");
+        mesh.logged(&mark, &["direction=\"outbound\"", "path=\"tunnel\""]).unwrap();
+        mesh.label(LATE, false).unwrap();
+        left(&mesh, &app);
+        mesh.workload("app", |found| found["tunnel"] != "Hbone").unwrap();
     }
 }
 

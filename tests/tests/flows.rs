@@ -61,6 +61,25 @@ impl Stage {
 }
 
 #[test]
+fn connections_of_one_client_in_plaintext_never_get_in_each_others_way() {
+    let name = "connections_of_one_client_in_plaintext_never_get_in_each_others_way";
+    let Some(stage) = stage(name) else { return };
+    let listener = stage.web.listen(80).unwrap();
+    for family in FAMILIES {
+        for _ in 0..400 {
+            let start = Instant::now();
+            let near = stage.stranger.connect(stage.web.at(family, 80)).unwrap();
+            let (far, client) = listener.accept().unwrap();
+            // A first packet that is lost is sent again after a second.
+            assert!(start.elapsed() < Duration::from_millis(900), "{family:?} from {client}");
+            assert_eq!(client.ip().to_canonical(), stage.stranger.ip(family));
+            assert!(client.port() >= 61_000, "{client} is a port that clients take themselves");
+            drop((near, far));
+        }
+    }
+}
+
+#[test]
 fn half_a_connection_is_closed_by_either_side_and_the_other_half_goes_on_to_its_end() {
     let name = "half_a_connection_is_closed_by_either_side_and_the_other_half_goes_on_to_its_end";
     let Some(stage) = stage(name) else { return };

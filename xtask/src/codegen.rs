@@ -1,4 +1,7 @@
-//! `cargo xtask codegen`: protos → committed Rust in `mesh-net/src/api`, without a protoc binary.
+//! `cargo xtask codegen`: protos → committed Rust in `mesh-net/src/api`, without a protoc binary; and the
+//! manifests.
+
+mod manifests;
 
 use std::{
     fs,
@@ -16,7 +19,10 @@ pub fn run(root: &Path, check: bool) -> Result<()> {
     let out = root.join("mesh-net/src/api");
     let fresh = tempdir(root)?;
     generate(&root.join("mesh-net/proto"), &fresh)?;
-    let result = if check { compare(&fresh, &out) } else { replace(&fresh, &out) };
+    let result = match check {
+        true => compare(&fresh, &out).and_then(|()| manifests::compare(root, &fresh)),
+        false => replace(&fresh, &out).and_then(|()| manifests::replace(root)),
+    };
     fs::remove_dir_all(&fresh).ok();
     result
 }

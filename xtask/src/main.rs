@@ -45,7 +45,7 @@ enum Verb {
         #[arg(long)]
         keep: bool,
     },
-    /// Regenerates `mesh-net/src/api` from the protos.
+    /// Regenerates `mesh-net/src/api` from the protos, and manifests, chart and their tables.
     Codegen {
         /// Only compare.
         #[arg(long)]

@@ -58,7 +58,7 @@ impl Flows {
             closing: RefCell::default(),
             waker: RefCell::default(),
             handle: OnceCell::new(),
-            load: OnceCell::new(),
+            load: RefCell::default(),
             _held: [member_held, self.stop.hold()],
             outcome: RefCell::default(),
             announced: Cell::new(false),

@@ -11,8 +11,9 @@ use crate::{
     exit::Failure,
     live::{
         client::{AskError, get_json},
-        discover::{Targets, targets},
+        discover::Targets,
         explain_path,
+        pods::targets,
     },
 };
 
@@ -23,7 +24,7 @@ struct Agents {
 }
 
 pub(super) async fn tell(options: &Explain) -> Result<Told, Failure> {
-    let targets = targets(&options.mesh)?;
+    let targets = targets(&options.mesh).await?;
     let path = explain_path(&options.source, &options.destination);
     let (control, agents) = tokio::join!(ask_control(&targets, &path), ask_agents(&targets, &path));
     let told = |by: &Endpoint, explanation, notes| Told {

@@ -14,7 +14,12 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{contract::Refused, endpoint::Endpoint, exit::Failure};
+use crate::{
+    cluster::connect::{Reach, connect},
+    contract::Refused,
+    endpoint::{Endpoint, PodPort},
+    exit::Failure,
+};
 
 /// Limit of one question from connecting to the last byte of the answer.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
@@ -165,7 +170,18 @@ async fn exchange(endpoint: &Endpoint, path: &str) -> Result<Answer, AskError> {
             let stream = UnixStream::connect(socket).await.map_err(fail)?;
             request(stream, endpoint, "localhost", path).await
         }
+        Endpoint::Pod(pod) => through(pod, path).await.map_err(|error| fail(io::Error::other(error))),
     }
+}
+
+/// Asks a pod through the API server.
+async fn through(pod: &PodPort, path: &str) -> Result<Answer, String> {
+    let reach = Reach { kubeconfig: pod.kubeconfig.clone(), context: pod.context.clone() };
+    let cluster = connect(&reach).await.map_err(|failure| failure.reason)?;
+    let place =
+        format!("/api/v1/namespaces/{}/pods/http:{}:{}/proxy{path}", pod.namespace, pod.pod, pod.port);
+    let (status, body) = cluster.answer(&place).await.map_err(|error| error.message)?;
+    Ok(Answer { status, body })
 }
 
 async fn request(

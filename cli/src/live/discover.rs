@@ -46,9 +46,15 @@ pub fn targets(options: &Mesh) -> Result<Targets, Failure> {
     })
 }
 
+/// Whether nobody was named and nothing runs on this machine.
+pub fn is_empty(options: &Mesh) -> bool {
+    let named = options.control.is_some() || !options.agent.is_empty() || options.world.is_some();
+    !named && worlds(&options.run_dir).is_ok_and(|worlds| worlds.is_empty())
+}
+
 fn nothing(folder: &Path) -> Failure {
     let reason = format!("no mesh runs on this machine: no socket below {}", folder.display());
-    let next = "start one, name its endpoints with --control and --agent, or explain a folder with -f FOLDER";
+    let next = "start one, name its endpoints with --control and --agent, ask a cluster with --kubernetes, or explain a folder with -f FOLDER";
     Failure::new(reason, next)
 }
 
@@ -106,10 +112,13 @@ fn names(folder: &Path) -> Result<Vec<String>, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::connect::Reach;
 
     fn options(run_dir: &Path, world: Option<&str>) -> Mesh {
         let world = world.map(str::to_owned);
-        Mesh { agent: Vec::new(), control: None, world, run_dir: run_dir.to_owned() }
+        let run_dir = run_dir.to_owned();
+        let (agent, control, namespace, reach) = (Vec::new(), None, String::new(), Reach::default());
+        Mesh { agent, control, world, run_dir, kubernetes: false, namespace, reach }
     }
 
     fn run_dir(files: &[&str]) -> tempfile::TempDir {
