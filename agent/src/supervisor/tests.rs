@@ -151,7 +151,8 @@ impl Node {
                 network: "".into(),
             }),
             addresses: vec![address.parse().unwrap()],
-            netns: Some(self.namespace.path.clone()),
+            netns: Some(netns::Place::Path(self.namespace.path.clone())),
+            lack: None,
             eligibility,
         }
     }
