@@ -129,9 +129,8 @@ impl Request {
     pub fn addresses(&self) -> Vec<IpAddr> {
         let Some(result) = &self.settings.previous else { return Vec::new() };
         let inside = |index: &Value| {
-            let index = usize::try_from(index.as_u64()?).ok()?;
-            let sandbox = result["interfaces"].get(index)?["sandbox"].as_str()?;
-            Some(!sandbox.is_empty())
+            let interface = result["interfaces"].get(usize::try_from(index.as_u64()?).ok()?)?;
+            Some(interface["sandbox"].as_str().is_some_and(|sandbox| !sandbox.is_empty()))
         };
         let ips = result["ips"].as_array().into_iter().flatten();
         let ours = ips.filter(|ip| inside(&ip["interface"]).unwrap_or(true));
