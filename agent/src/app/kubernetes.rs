@@ -1,6 +1,12 @@
 //! What an agent on a Kubernetes node has besides: the API server, the CNI plugin, the node's taint.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    fs::File,
+    io::Write,
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::Context;
 use k8s_openapi::api::core::v1::Node;
@@ -36,7 +42,9 @@ use crate::{
 
 /// Taint that keeps pods off a node until its agent is ready.
 const TAINT: &str = "culvert.dev/not-ready";
-/// Changes of what the plugin needs are written together.
+/// File of the pods as they were last known, below the agent's state folder.
+const CLUSTER: &str = "cluster.json";
+/// Changes of what is kept on disk are written together.
 const SETTLE: Duration = Duration::from_millis(100);
 /// Whether the agent is ready, for the taint, is looked at this often.
 const RETRY: Duration = Duration::from_secs(2);
@@ -64,7 +72,12 @@ pub(super) async fn source(
     tokio::spawn(server::serve(listener, Arc::new(server), cancel.clone()));
     // Only now: what the plugin noted before is read here, and what comes from now on is told.
     sandboxes.recall(&Records::new(config.state_dir.join(RECORDS)));
-    tokio::spawn(keep_known(source.cluster(), known));
+    if let Some(before) =
+        std::fs::read(config.state_dir.join(CLUSTER)).ok().and_then(|text| Cluster::restore(&text))
+    {
+        source.remember(before);
+    }
+    tokio::spawn(keep_known(source.cluster(), known, config.state_dir.join(CLUSTER)));
     if let Some(installer) = installer(config) {
         tokio::spawn(installer.keep(cancel.clone()));
     }
@@ -78,7 +91,7 @@ pub(super) async fn source(
 pub(super) fn remove_plugin(config: &Config) -> anyhow::Result<()> {
     let Some(installer) = installer(config) else { return Ok(()) };
     installer.remove().context("the CNI plugin stays")?;
-    for path in [config.state_dir.join(KNOWN), config.state_dir.join(RECORDS)] {
+    for path in [KNOWN, RECORDS, CLUSTER].map(|name| config.state_dir.join(name)) {
         let removed =
             if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
         match removed {
@@ -108,30 +121,44 @@ fn installer(config: &Config) -> Option<Installer> {
     })
 }
 
-/// Keeps on disk what the plugin decides by when the agent is away.
-async fn keep_known(mut cluster: watch::Receiver<Cluster>, path: PathBuf) {
+/// Keeps on disk what the plugin decides by when the agent is away, and what the next agent begins with when
+/// the API server is.
+async fn keep_known(mut cluster: watch::Receiver<Cluster>, path: PathBuf, pods: PathBuf) {
     let mut last = Known::load(&path);
     let mut written = false;
     while cluster.changed().await.is_ok() {
         sleep(SETTLE).await;
-        let now = {
+        let (now, text) = {
             let cluster = cluster.borrow_and_update();
             if !cluster.is_listed() {
                 continue;
             }
-            cluster.known(&last)
+            (cluster.known(&last), cluster.save())
         };
-        if now == last && written {
-            continue;
-        }
-        let (to, keep) = (path.clone(), now.clone());
-        let saved = tokio::task::spawn_blocking(move || keep.save(&to)).await;
-        match saved {
-            Ok(Ok(())) => (last, written) = (now, true),
-            Ok(Err(error)) => tracing::warn!(%error, "what the CNI plugin needs was not written"),
-            Err(error) => tracing::warn!(%error, "what the CNI plugin needs was not written"),
+        let plugins = (now != last || !written).then(|| (path.clone(), now.clone()));
+        let to = pods.clone();
+        let save = move || {
+            if let Some((path, known)) = plugins {
+                known.save(&path)?;
+            }
+            replace(&to, &text?)?;
+            anyhow::Ok(())
+        };
+        match tokio::task::spawn_blocking(save).await.map_err(anyhow::Error::from).flatten() {
+            Ok(()) => (last, written) = (now, true),
+            Err(error) => {
+                tracing::warn!(error = format!("{error:#}"), "what is known of the cluster was not written")
+            }
         }
     }
+}
+
+/// Writes a file in one step; only root may read it.
+fn replace(path: &Path, text: &[u8]) -> std::io::Result<()> {
+    let hidden = path.with_extension("tmp");
+    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&hidden)?;
+    file.write_all(text)?;
+    std::fs::rename(&hidden, path)
 }
 
 /// Pods may come once the agent can enrol them.

@@ -19,7 +19,7 @@ use mesh_core::eligibility::REDIRECTION_ANNOTATION;
 use serde_json::json;
 use tokio::{
     sync::{mpsc, watch},
-    time::timeout,
+    time::{Instant, sleep_until, timeout},
 };
 
 pub use self::{
@@ -42,6 +42,8 @@ const PATCH_LIMIT: Duration = Duration::from_secs(10);
 const GET_LIMIT: Duration = Duration::from_secs(2);
 /// A namespace that was not found is looked for again after this time, then after twice of it, and so on.
 const FIRST_LOOK: Duration = Duration::from_millis(100);
+/// When the API server has not told of all pods by then, those that were known before count.
+const ANSWER_LIMIT: Duration = Duration::from_secs(3);
 /// Longest time between two looks.
 const LAST_LOOK: Duration = Duration::from_secs(5);
 
@@ -61,6 +63,11 @@ impl Kubernetes {
         Self { client, node, sandboxes, cluster: watch::channel(Cluster::default()).0 }
     }
 
+    /// Begins with what an earlier agent knew: it counts when the API server does not answer in time.
+    pub fn remember(&self, before: Cluster) {
+        self.cluster.send_replace(before);
+    }
+
     /// What is known of the cluster, for the CNI plugin's questions.
     pub fn cluster(&self) -> watch::Receiver<Cluster> {
         self.cluster.subscribe()
@@ -75,6 +82,8 @@ impl Kubernetes {
         let (mut pods, mut namespaces) = (std::pin::pin!(pods), std::pin::pin!(namespaces));
         let (mut known, mut said) = (HashMap::new(), Said::default());
         let mut look = FIRST_LOOK;
+        let late = Instant::now() + ANSWER_LIMIT;
+        let mut alone = false;
         loop {
             let mut changed = tokio::select! {
                 event = pods.next() => match event {
@@ -90,13 +99,19 @@ impl Kubernetes {
                     true
                 }
                 () = self.sandboxes.changed() => true,
+                () = sleep_until(late), if !alone => {
+                    alone = true;
+                    true
+                }
                 () = events.closed() => return,
             };
             // What has come meanwhile is taken together.
             while let Some(Some(event)) = pods.next().now_or_never() {
                 changed |= self.cluster.send_if_modified(|cluster| cluster.pod(event));
             }
-            if !changed || !self.cluster.borrow().is_listed() {
+            let listed = self.cluster.borrow().is_listed();
+            // Pods that are captured must not wait for an API server that is away.
+            if !changed || !(listed || (alone && !self.cluster.borrow().is_empty())) {
                 continue;
             }
             let now = self.pods().await;
@@ -105,7 +120,10 @@ impl Kubernetes {
                 look = FIRST_LOOK;
             }
             let mut news = difference(&mut known, now);
-            news.extend(said.after(lacking, self.cluster.borrow().is_understood()));
+            said.lacking = lacking;
+            if listed {
+                news.extend(said.after(self.cluster.borrow().is_understood()));
+            }
             for event in news {
                 if events.send(event).await.is_err() {
                     return;
@@ -228,14 +246,13 @@ struct Said {
 }
 
 impl Said {
-    fn after(&mut self, lacking: bool, understood: bool) -> Vec<PodEvent> {
-        self.lacking = lacking;
+    fn after(&mut self, understood: bool) -> Vec<PodEvent> {
         let mut events = Vec::new();
         if !std::mem::replace(&mut self.synced, true) {
             events.push(PodEvent::Synced);
         }
         // Whose namespace is not found yet may be captured from before under no name.
-        if understood && !lacking && !std::mem::replace(&mut self.complete, true) {
+        if understood && !self.lacking && !std::mem::replace(&mut self.complete, true) {
             events.push(PodEvent::Complete);
         }
         events

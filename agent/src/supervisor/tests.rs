@@ -1,5 +1,7 @@
 //! Supervisor and enrolment with a kernel that only remembers, in network namespaces of their own.
 
+mod kubernetes;
+
 use std::{
     fs::File,
     path::PathBuf,

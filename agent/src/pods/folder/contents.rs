@@ -105,11 +105,11 @@ impl Contents {
             Object::Pod(pod) => Some(pod),
             Object::Namespace(_) => None,
         });
-        let info = |pod: &Box<Pod>| {
+        let info = |pod: &Pod| {
             let info = pod_info(pod, &namespaces, node)?;
             Some(PodInfo { netns: netns_annotation(pod), ..info })
         };
-        pods.filter_map(info).collect()
+        pods.filter_map(|pod| info(pod)).collect()
     }
 
     /// Logs each problem once.

@@ -6,13 +6,14 @@ use std::{
     sync::Arc,
 };
 
-use k8s_openapi::api::core::v1::{Namespace, Pod};
+use k8s_openapi::api::core::v1::{ContainerStatus, Namespace, Pod, PodSpec, PodStatus};
 use kube::{
     ResourceExt,
     core::{DynamicObject, PartialObjectMeta},
     runtime::watcher::{self, Event},
 };
 use mesh_core::eligibility::{Eligibility, REDIRECTION_ANNOTATION};
+use serde::{Deserialize, Serialize};
 
 use super::super::{
     PodInfo,
@@ -154,7 +155,10 @@ fn key<K: ResourceExt>(object: &K) -> Key {
 impl Cluster {
     /// Takes an event of the pods' watch; says whether anything may be different now.
     pub fn pod(&mut self, event: Result<Event<DynamicObject>, watcher::Error>) -> bool {
-        let decode = |object: DynamicObject| object.try_parse().map_err(|error| error.to_string());
+        let decode = |object: DynamicObject| match object.try_parse() {
+            Ok(pod) => Ok(slim(pod)),
+            Err(error) => Err(error.to_string()),
+        };
         self.pods.take("pods", event, decode)
     }
 
@@ -171,6 +175,29 @@ impl Cluster {
     /// Whether all of it was understood.
     pub fn is_understood(&self) -> bool {
         self.is_listed() && self.pods.refused.is_empty() && self.namespaces.refused.is_empty()
+    }
+
+    /// What is known, for the next agent.
+    ///
+    /// # Errors
+    /// It cannot be written as JSON.
+    pub fn save(&self) -> serde_json::Result<Vec<u8>> {
+        let pods = self.pods.now.values().cloned().collect();
+        serde_json::to_vec(&Saved { pods, namespaces: self.namespaces() })
+    }
+
+    /// What an earlier agent knew. It does not count as listed.
+    pub fn restore(text: &[u8]) -> Option<Self> {
+        let saved: Saved = serde_json::from_slice(text).ok()?;
+        let mut cluster = Self::default();
+        cluster.pods.now = saved.pods.into_iter().map(|pod| (key(&pod), pod)).collect();
+        saved.namespaces.into_iter().for_each(|(name, labels)| cluster.label(&name, labels));
+        Some(cluster)
+    }
+
+    /// Whether nothing at all is known.
+    pub fn is_empty(&self) -> bool {
+        self.pods.now.is_empty()
     }
 
     /// Labels by namespace.
@@ -238,6 +265,49 @@ impl Cluster {
         };
         self.pods.now.values().filter_map(wanted).collect()
     }
+}
+
+/// What is kept on disk.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    pods: Vec<Pod>,
+    namespaces: BTreeMap<String, Labels>,
+}
+
+/// The pod without what the agent does not use: most of its size, and values of its environment.
+fn slim(mut pod: Pod) -> Pod {
+    pod.metadata.managed_fields = None;
+    if let Some(spec) = pod.spec.take() {
+        pod.spec = Some(PodSpec {
+            node_name: spec.node_name,
+            service_account_name: spec.service_account_name,
+            host_network: spec.host_network,
+            runtime_class_name: spec.runtime_class_name,
+            overhead: spec.overhead,
+            ..PodSpec::default()
+        });
+    }
+    if let Some(status) = pod.status.take() {
+        pod.status = Some(PodStatus {
+            phase: status.phase,
+            pod_ip: status.pod_ip,
+            pod_ips: status.pod_ips,
+            container_statuses: ids_only(status.container_statuses),
+            init_container_statuses: ids_only(status.init_container_statuses),
+            ephemeral_container_statuses: ids_only(status.ephemeral_container_statuses),
+            ..PodStatus::default()
+        });
+    }
+    pod
+}
+
+fn ids_only(statuses: Option<Vec<ContainerStatus>>) -> Option<Vec<ContainerStatus>> {
+    let slim = |status: ContainerStatus| ContainerStatus {
+        name: status.name,
+        container_id: status.container_id,
+        ..ContainerStatus::default()
+    };
+    Some(statuses?.into_iter().map(slim).collect())
 }
 
 fn wanted(pod: &Pod, addresses: Vec<IpAddr>) -> Wanted {

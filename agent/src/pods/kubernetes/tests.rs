@@ -156,6 +156,39 @@ fn every_kind_of_pod_has_a_place() {
     }
 }
 
+#[test]
+fn what_is_kept_for_the_next_agent_is_what_it_needs_and_nothing_of_the_containers() {
+    let secret = json!({"spec": {"containers": [{"name": "c", "env": [{"name": "P", "value": "hush"}]}]}});
+    let cluster = cluster(listed(vec![pod("a", "1", secret), pod("b", "2", json!({}))]));
+    let text = cluster.save().unwrap();
+    assert!(!String::from_utf8_lossy(&text).contains("hush"));
+    let next = Cluster::restore(&text).unwrap();
+    assert!(!next.is_listed() && !next.is_understood());
+    assert_eq!(next.pods(&node()), cluster.pods(&node()));
+    assert_eq!(next.wanted(&node()), cluster.wanted(&node()));
+    assert!(Cluster::restore(b"{").is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_that_were_known_before_count_when_the_api_server_does_not_answer_and_none_is_forgotten() {
+    let source = source();
+    let before = cluster(listed(vec![pod("a", "1", json!({}))])).save().unwrap();
+    source.remember(Cluster::restore(&before).unwrap());
+    let (send, mut events) = mpsc::channel(64);
+    let followed = source.follow(stream::pending(), stream::pending(), send);
+    let said = async {
+        let first = events.recv().await;
+        (first, timeout(ANSWER_LIMIT * 10, events.recv()).await.is_err())
+    };
+    tokio::select! {
+        () = followed => panic!("it ended"),
+        (first, silent) = said => {
+            assert!(matches!(first, Some(PodEvent::Pod(pod)) if &*pod.uid == "1"));
+            assert!(silent, "neither synced nor complete without the API server");
+        }
+    }
+}
+
 fn source() -> Kubernetes {
     let service = tower_nowhere();
     let sandboxes = Arc::new(Sandboxes::new("/nonexistent".into(), "/proc/self/ns/net".as_ref()));
