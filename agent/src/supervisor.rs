@@ -141,7 +141,8 @@ impl Supervisor {
             return self.means.registry.outside(&info, Standing::Pending, info.lack().into());
         }
         let captured = self.take_captured(&info).or_else(|| self.blocked_since(&info));
-        if !eligible && captured.is_none() {
+        if !eligible && (captured.is_none() || info.netns.is_none()) {
+            captured.iter().for_each(|entry| self.free(&info, entry));
             self.outside.insert(info.uid.clone());
             let standing = if info.eligibility.is_refused() { Standing::Refused } else { Standing::Ignored };
             return self.means.registry.outside(&info, standing, info.eligibility.to_string());
@@ -169,24 +170,25 @@ impl Supervisor {
             tracing::error!(%error, "the kernel does not say which pods are captured");
             Vec::new()
         });
-        let found = captured.into_iter().find(|pod| match info.netns.as_ref().map(Place::open) {
+        captured.into_iter().find(|pod| match info.netns.as_ref().map(Place::open) {
             Some(netns) => netns.is_ok_and(|netns| netns::cookie(&netns).is_ok_and(|own| own == pod.netns)),
             None => owns(info, pod),
-        })?;
-        if info.netns.is_some() {
-            return Some(found);
-        }
-        // Nothing but the entry is there to be undone.
-        match self.means.redirector.forget(&found) {
+        })
+    }
+
+    /// Frees a pod that does not belong into the mesh and whose namespace is not known: nothing but the
+    /// kernel's entry can be undone.
+    fn free(&self, info: &PodInfo, entry: &Pod) {
+        match self.means.redirector.forget(entry) {
             Ok(()) => tracing::info!(
                 pod = info.name(),
                 "it was blocked and does not belong into the mesh: it is free"
             ),
-            Err(error) => {
-                tracing::warn!(pod = info.name(), %error, "it stays blocked though it does not belong into the mesh")
-            }
+            Err(error) => tracing::warn!(
+                pod = info.name(), %error,
+                "it stays blocked though it does not belong into the mesh"
+            ),
         }
-        None
     }
 
     /// The kernel's entry of a pod: that of its network namespace, whatever its addresses, for what an agent

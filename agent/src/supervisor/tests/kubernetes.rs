@@ -31,6 +31,7 @@ async fn a_pod_that_the_plugin_blocked_for_want_of_knowledge_is_freed_when_it_do
     }
     let node = Node::new();
     node.say(PodEvent::Synced).await;
+    until("what was there at the start is known", || node.ready.pending().is_empty()).await;
     // Without a namespace there is nothing but the entry to be undone.
     node.kernel.remember(node.blocked());
     let plain = node.pod("10.0.0.2", Eligibility::NotSelected);
