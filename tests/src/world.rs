@@ -102,6 +102,8 @@ pub struct World {
     pub agent_words: Vec<String>,
     /// The folder that agents read; none is that of the cluster.
     pub agent_folder: Option<PathBuf>,
+    /// A kubeconfig: agents watch that API server instead of a folder.
+    pub agent_kubeconfig: Option<PathBuf>,
     /// What agents log, as a filter of theirs.
     pub agent_filter: String,
     control: Option<Process>,
@@ -157,6 +159,7 @@ impl World {
             running: BTreeMap::new(),
             agent_words: Vec::new(),
             agent_folder: None,
+            agent_kubeconfig: None,
             agent_filter: "info".to_string(),
             control: None,
             agents: BTreeMap::new(),
@@ -339,19 +342,18 @@ impl World {
     /// Starts a node's agent and waits for nothing.
     pub fn spawn_agent(&mut self, index: u8) -> Result<()> {
         let name = node_name(index);
-        let bpffs = self.root.join(format!("bpf-{name}"));
-        if !bpffs.exists() {
-            fs::create_dir_all(&bpffs)?;
-            shell::output(Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&bpffs))?;
-        }
+        let bpffs = self.bpffs(index)?;
         let program = self.programs.join("culvert-agent");
         let mut command = self.node_place(index).command(&program.to_string_lossy())?;
-        let folder = self.agent_folder.clone().unwrap_or_else(|| self.cluster());
-        command.args(["--node", &name]).arg("--folder").arg(folder);
+        command.args(["--node", &name]);
+        match &self.agent_kubeconfig {
+            Some(path) => command.arg("--kubernetes").arg("--kubeconfig").arg(path),
+            None => command.arg("--folder").arg(self.agent_folder.clone().unwrap_or_else(|| self.cluster())),
+        };
         command.arg("--cgroup").arg(self.node_cgroup(index)).arg("--bpffs").arg(&bpffs);
         command.args(["--control", &self.control_url()]).arg("--ca-root").arg(self.ca_root());
         command.arg("--token-file").arg(self.token_file(&name));
-        command.arg("--state-dir").arg(self.root.join("state").join(&name));
+        command.arg("--state-dir").arg(self.agent_state(index));
         command.args(["--admin", &format!("0.0.0.0:{AGENT_ADMIN}")]);
         command.arg("--admin-socket").arg(janitor::sockets(&self.id).join(format!("agent-{name}.sock")));
         command.args(["--instance-ip", &net::node_address(index).to_string()]);
@@ -359,6 +361,21 @@ impl World {
         let process = Process::spawn(&mut command, &self.log_file(&format!("agent-{name}")))?;
         self.agents.insert(index, process);
         Ok(())
+    }
+
+    /// A node's bpf file system, mounted.
+    pub fn bpffs(&self, index: u8) -> Result<PathBuf> {
+        let bpffs = self.root.join(format!("bpf-{}", node_name(index)));
+        if !bpffs.exists() {
+            fs::create_dir_all(&bpffs)?;
+            shell::output(Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&bpffs))?;
+        }
+        Ok(bpffs)
+    }
+
+    /// A node's agent's state folder.
+    pub fn agent_state(&self, index: u8) -> PathBuf {
+        self.root.join("state").join(node_name(index))
     }
 
     /// Process id of a node's agent.
