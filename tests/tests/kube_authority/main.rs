@@ -7,12 +7,13 @@ mod replicas;
 use harness::{cluster::crds::Crds, require};
 use serde_json::{Value, json};
 
-use replicas::{AGENT, Asked, Replicas, SYSTEM, WAIT, certificates, cert_of, pem_secret};
+use replicas::{AGENT, Asked, Replicas, SYSTEM, WAIT, cert_of, certificates, pem_secret};
 
 fn code(asked: &Asked) -> &str {
     match asked {
         Asked::Issued(_) => "issued",
         Asked::Refused(reason) => reason.split(':').next().unwrap_or_default(),
+        Asked::Away(reason) if reason.is_empty() => "no reason",
         Asked::Away(_) => "away",
     }
 }
@@ -30,28 +31,29 @@ fn tokens_of_another_audience_or_account_and_other_nodes_pods_get_nothing() {
     let agent = at.bound_token(SYSTEM, AGENT, "istio-ca", Some("agent-1"));
     // Control has to have seen the pod first.
     at.until_issued(&agent, "shop", "web");
-    let ask = |token: &str, account: &str| at.ask(0, token, Some(("shop", account)));
-    let other = ask(&agent, "db");
+    let ask = |at: &Replicas, token: &str, account: &str| at.ask(0, token, Some(("shop", account)));
+    let other = ask(&at, &agent, "db");
     assert_eq!(code(&other), "PermissionDenied", "another node's pod: {other:?}");
-    let vault = at.bound_token(SYSTEM, AGENT, "https://kubernetes.default.svc.cluster.local", Some("agent-1"));
-    let other = ask(&vault, "web");
+    let vault =
+        at.bound_token(SYSTEM, AGENT, "https://kubernetes.default.svc.cluster.local", Some("agent-1"));
+    let other = ask(&at, &vault, "web");
     assert_eq!(code(&other), "Unauthenticated", "another audience: {other:?}");
     let free = at.bound_token(SYSTEM, AGENT, "istio-ca", None);
-    let other = ask(&free, "web");
+    let other = ask(&at, &free, "web");
     assert_eq!(code(&other), "PermissionDenied", "bound to no pod: {other:?}");
     let web = at.bound_token("shop", "web", "istio-ca", Some("web-1"));
-    let other = ask(&web, "db");
+    let other = ask(&at, &web, "db");
     assert_eq!(code(&other), "PermissionDenied", "a workload is no agent: {other:?}");
-    let own = ask(&web, "web");
+    let own = ask(&at, &web, "web");
     assert_eq!(code(&own), "issued", "but itself: {own:?}");
-    let junk = ask("e30.e30.junk", "web");
+    let junk = ask(&at, "e30.e30.junk", "web");
     assert_eq!(code(&junk), "Unauthenticated", "{junk:?}");
 
     // While the API server is away the one that was reviewed is still known, and others are not refused for good.
     let late = at.bound_token("shop", "db", "istio-ca", Some("db-1"));
     at.cluster.kill_api_server();
-    assert_eq!(code(&ask(&agent, "web")), "issued");
-    let unknown = ask(&late, "db");
+    assert_eq!(code(&ask(&at, &agent, "web")), "issued");
+    let unknown = ask(&at, &late, "db");
     assert_eq!(code(&unknown), "away", "{unknown:?}");
     at.cluster.start_api_server().unwrap();
     at.until_issued(&late, "shop", "db");
@@ -113,7 +115,8 @@ fn replicas_share_one_root_follow_cacerts_and_rotate_without_a_client_that_is_re
     for replica in [0, 1] {
         harness::wait::until(WAIT, "cacerts to sign", || {
             at.write_roots();
-            matches!(at.ask(replica, &token, None), Asked::Issued(issued) if issued.roots.starts_with(&given)).then_some(())
+            matches!(at.ask(replica, &token, None), Asked::Issued(issued) if issued.roots.starts_with(&given))
+                .then_some(())
         })
         .unwrap();
     }
@@ -125,7 +128,8 @@ fn replicas_share_one_root_follow_cacerts_and_rotate_without_a_client_that_is_re
 
 #[test]
 fn the_bundle_is_in_every_namespace_repaired_and_written_by_another_replica_when_the_first_is_gone() {
-    let name = "the_bundle_is_in_every_namespace_repaired_and_written_by_another_replica_when_the_first_is_gone";
+    let name =
+        "the_bundle_is_in_every_namespace_repaired_and_written_by_another_replica_when_the_first_is_gone";
     if !require::cluster(name) {
         return;
     }
@@ -193,7 +197,8 @@ fn waypoints_are_made_as_their_gateway_or_routes_ask_kept_as_users_scale_them_an
     let uid = at.cluster.get(&["-n", "shop", "gateway.gateway.networking.k8s.io", "way"]).unwrap();
     let uid = uid["metadata"]["uid"].clone();
     for kind in kinds {
-        let object = at.cluster.wait_for(WAIT, kind, &["-n", "shop", kind, "way"], |o| Some(o.clone())).unwrap();
+        let object =
+            at.cluster.wait_for(WAIT, kind, &["-n", "shop", kind, "way"], |o| Some(o.clone())).unwrap();
         assert_eq!(object["metadata"]["labels"]["culvert.dev/managed-by"], "control", "{kind}");
         assert_eq!(object["metadata"]["ownerReferences"][0]["uid"], uid, "{kind}");
     }
@@ -213,7 +218,9 @@ fn waypoints_are_made_as_their_gateway_or_routes_ask_kept_as_users_scale_them_an
     // Routes bring one by themselves, and foreign objects of other names never matter.
     at.meshed_pod("shop", "web-1", "node-1", "web");
     at.cluster.apply(ROUTED).unwrap();
-    at.cluster.wait_for(WAIT, "the waypoint", &["-n", "shop", "deployment", "waypoint"], |_| Some(())).unwrap();
+    at.cluster
+        .wait_for(WAIT, "the waypoint", &["-n", "shop", "deployment", "waypoint"], |_| Some(()))
+        .unwrap();
     at.cluster.kubectl(&["-n", "shop", "create", "serviceaccount", "bystander"]).unwrap();
     at.cluster.kubectl(&["-n", "shop", "delete", "virtualservice", "web"]).unwrap();
     at.cluster.delete(&gateway.to_string()).unwrap();

@@ -187,7 +187,8 @@ impl Replicas {
     pub fn until_gone(&self, namespace: &str, kind: &str, name: &str) {
         let words = ["-n", namespace, "get", kind, name, "--ignore-not-found", "-o", "name"];
         let what = format!("{kind} {namespace}/{name} to be gone");
-        wait::until(WAIT, &what, || self.cluster.kubectl(&words).ok()?.trim().is_empty().then_some(())).unwrap();
+        wait::until(WAIT, &what, || self.cluster.kubectl(&words).ok()?.trim().is_empty().then_some(()))
+            .unwrap();
     }
 }
 
