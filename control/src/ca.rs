@@ -27,7 +27,7 @@ use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 pub use self::{
-    authority::Authority,
+    authority::{Authority, Installer},
     material::{Material, root},
 };
 use crate::{
@@ -249,7 +249,8 @@ impl CaService {
         let caller = self.callers.caller(request.metadata()).await?;
         let request = request.get_ref();
         let identity = self.permit(&caller, impersonated(request))?;
-        let signed = self.ca.current().sign(&identity, &request.csr, request.validity_duration);
+        let ca = self.ca.current().ok_or_else(|| Status::unavailable("there is no CA yet"))?;
+        let signed = ca.sign(&identity, &request.csr, request.validity_duration);
         tracing::info!(%caller, %identity, "certificate issued");
         signed.map_err(|error| {
             Status::invalid_argument(format!("{error}: {:?}", std::error::Error::source(&error)))

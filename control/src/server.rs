@@ -132,7 +132,8 @@ pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)
         trust_domain: config.options.trust_domain.clone(),
         counts: metrics.certificates.clone(),
     };
-    let admin = router(Admin { folder: config.folder.clone(), watches, current, clients, metrics });
+    let admin =
+        router(Admin { folder: config.folder.clone(), watches, ca: ca.clone(), current, clients, metrics });
     let listener = TcpListener::bind(config.admin).await.context("admin address cannot be bound")?;
     let admin_address = listener.local_addr()?;
     let served = axum::serve(Bounded::new(listener, CONNECTIONS), admin.clone());
@@ -149,9 +150,8 @@ pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)
     };
     let listener = TcpListener::bind(config.listen).await.context("address cannot be bound")?;
     let address = listener.local_addr()?;
-    let certificate = tls::Renewing::new(ca, names(&config))?;
     let (handed, incoming) = mpsc::channel(ACCEPTED);
-    let accepting = tls::accept(listener, certificate, handed);
+    let accepting = tls::accept(listener, ca, names(&config), handed);
     bound(address, admin_address);
     tracing::info!(listen = %address, admin = %admin_address, "control plane started");
     let grpc = Server::builder()

@@ -1,4 +1,4 @@
-//! The CA in use: another can take its place without a restart.
+//! The CA in use: there may be none yet, and another can take its place without a restart.
 
 use std::sync::Arc;
 
@@ -6,13 +6,16 @@ use tokio::sync::watch;
 
 use super::Ca;
 
+/// Where the CA in use is said.
+pub type Installer = watch::Sender<Option<Arc<Ca>>>;
+
 /// Follows which CA signs now.
 #[derive(Clone)]
-pub struct Authority(watch::Receiver<Arc<Ca>>);
+pub struct Authority(watch::Receiver<Option<Arc<Ca>>>);
 
 impl std::fmt::Debug for Authority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Authority").finish_non_exhaustive()
+        f.debug_struct("Authority").field("there", &self.current().is_some()).finish_non_exhaustive()
     }
 }
 
@@ -20,18 +23,28 @@ impl Authority {
     /// One that stays.
     pub fn fixed(ca: Ca) -> Self {
         // What was sent last is still there when the sender is gone.
-        Self(watch::channel(Arc::new(ca)).1)
+        Self(watch::channel(Some(Arc::new(ca))).1)
     }
 
-    /// One that starts with a CA, and where its successors come from.
-    pub fn changing(first: Ca) -> (watch::Sender<Arc<Ca>>, Self) {
-        let (sender, receiver) = watch::channel(Arc::new(first));
+    /// One that is not there yet, and where it and its successors come from.
+    pub fn awaited() -> (Installer, Self) {
+        let (sender, receiver) = watch::channel(None);
         (sender, Self(receiver))
     }
 
     /// The CA that signs now.
-    pub fn current(&self) -> Arc<Ca> {
+    pub fn current(&self) -> Option<Arc<Ca>> {
         self.0.borrow().clone()
+    }
+
+    /// Waits until there is one; for ever when there never will be.
+    pub async fn there(&mut self) -> Arc<Ca> {
+        if let Ok(found) = self.0.wait_for(Option::is_some).await
+            && let Some(ca) = &*found
+        {
+            return ca.clone();
+        }
+        std::future::pending().await
     }
 
     /// Waits for the next one; never ends when there will be none.

@@ -3,7 +3,6 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use anyhow::Result;
 use kube::Client;
 use tokio::{sync::watch, task::JoinSet};
 
@@ -74,12 +73,9 @@ pub struct Started {
     pub tasks: JoinSet<()>,
 }
 
-/// Starts everything; waits for the CA.
-///
-/// # Errors
-/// There is no CA within a minute.
-pub async fn start(client: Client, flags: &Flags, at: Place) -> Result<Started> {
-    let root = root::start(client.clone(), &at.namespace, &at.trust_domain).await?;
+/// Starts everything; the CA is there when the API server has said so.
+pub fn start(client: Client, flags: &Flags, at: Place) -> Started {
+    let root = root::start(client.clone(), &at.namespace, &at.trust_domain);
     let lease = lease::start(client.clone(), &at.namespace, lease::identity(&at.pod));
     let (provisioner, wanted) = KubeProvisioner::new();
     let (tell, problems) = watch::channel(BTreeMap::new());
@@ -99,5 +95,5 @@ pub async fn start(client: Client, flags: &Flags, at: Place) -> Result<Started> 
     tasks.spawn(rotation::rotate(client.clone(), at.namespace, at.trust_domain, overlap, root.own, held()));
     tasks.spawn(provision(client.clone(), settings, wanted, tell, held()));
     let reviewer = tokens::reviews(client, flags.agent_accounts.iter().cloned().collect());
-    Ok(Started { authority: root.authority, reviewer, lease, provisioner, problems, tasks })
+    Started { authority: root.authority, reviewer, lease, provisioner, problems, tasks }
 }

@@ -36,10 +36,10 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// Writes while the lease is held.
 pub async fn distribute(client: Client, authority: Authority, mut held: watch::Receiver<bool>) {
     while_held(&mut held, || {
-        let authority = authority.clone();
-        let roots = bundle([authority.current().roots()]);
-        let mut writer = Writer { client: client.clone(), roots, namespaces: HashMap::new() };
+        let (client, mut authority) = (client.clone(), authority.clone());
         async move {
+            let roots = bundle([authority.there().await.roots()]);
+            let mut writer = Writer { client, roots, namespaces: HashMap::new() };
             writer.run(authority).await;
             // A watch ended: from the beginning.
             sleep(AGAIN).await;
@@ -90,7 +90,7 @@ impl Writer {
                     Some(Err(error)) => tracing::warn!(%error, "ConfigMaps {NAME} cannot be watched"),
                     None => return,
                 },
-                () = authority.changed() => self.roots = bundle([authority.current().roots()]),
+                () = authority.changed() => self.roots = bundle([authority.there().await.roots()]),
                 () = sleep(AGAIN), if failed => {}
             }
             // Before both lists are whole every namespace looks as if it had none.

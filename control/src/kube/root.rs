@@ -3,7 +3,6 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use anyhow::{Context, Result, bail};
 use futures_util::StreamExt;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
@@ -13,18 +12,14 @@ use kube::{
 };
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 
 use super::secret::{GIVEN, OWN, OwnRoot, bundle, given};
-use crate::ca::{self, Authority, Ca, Material};
+use crate::ca::{self, Authority, Ca, Installer, Material};
 
-/// A control plane that gets no CA within this time ends and says why.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Pause between attempts at start.
-const PAUSE: Duration = Duration::from_secs(1);
 /// What failed is tried again after this, also when no Secret changes.
-const AGAIN: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_secs(5);
 /// Longest request.
 const REQUEST: Duration = Duration::from_secs(10);
 
@@ -39,29 +34,17 @@ pub struct Root {
 }
 
 /// Gets the CA, making the root if there is none, and follows it from then on.
-///
-/// # Errors
-/// There is no usable CA within a minute.
-pub async fn start(client: Client, namespace: &str, trust_domain: &str) -> Result<Root> {
-    let mut keeper = Keeper {
+pub fn start(client: Client, namespace: &str, trust_domain: &str) -> Root {
+    let keeper = Keeper {
         secrets: Api::namespaced(client, namespace),
         trust_domain: trust_domain.into(),
         used: None,
         refused: String::new(),
     };
-    let begun = Instant::now();
-    let (first, secret) = loop {
-        match keeper.first().await {
-            Ok(first) => break first,
-            Err(reason) if begun.elapsed() > PATIENCE => bail!("there is no CA: {reason}"),
-            Err(reason) => tracing::warn!(reason, "no CA yet"),
-        }
-        sleep(PAUSE).await;
-    };
-    let (out, authority) = Authority::changing(first);
-    let (own, receiver) = watch::channel(secret);
+    let (out, authority) = Authority::awaited();
+    let (own, receiver) = watch::channel(None);
     let following = Box::pin(keeper.follow(out, own));
-    Ok(Root { authority, own: receiver, following })
+    Root { authority, own: receiver, following }
 }
 
 /// What a look at both Secrets gives.
@@ -88,30 +71,6 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn first(&mut self) -> Result<(Ca, Option<Secret>), String> {
-        let get = async |name| {
-            let answer = timeout(REQUEST, self.secrets.get_opt(name)).await;
-            let answer = answer.map_err(|_| format!("Secret {name}: no answer"))?;
-            answer.map_err(|error| format!("Secret {name} cannot be read: {error}"))
-        };
-        let (given, mut own) = (get(GIVEN).await?, get(OWN).await?);
-        let used = match choose(given.as_ref(), own.as_ref())? {
-            Choice::Use(used) => used,
-            Choice::Nothing => {
-                let secret = self.create().await?;
-                own = Some(secret);
-                match choose(None, own.as_ref())? {
-                    Choice::Use(used) => used,
-                    Choice::Nothing => return Err(format!("Secret {OWN} is empty")),
-                }
-            }
-        };
-        let ca = self.make(&used)?;
-        let own = own.filter(|_| !used.given);
-        self.used = Some(used);
-        Ok((ca, own))
-    }
-
     fn make(&self, used: &Used) -> Result<Ca, String> {
         let name = if used.given { GIVEN } else { OWN };
         Ca::from_material(&used.material, &self.trust_domain).map_err(|error| {
@@ -147,7 +106,7 @@ impl Keeper {
     }
 
     /// Follows both Secrets until nobody wants the CA any more.
-    async fn follow(mut self, out: watch::Sender<Arc<Ca>>, own_out: watch::Sender<Option<Secret>>) {
+    async fn follow(mut self, out: Installer, own_out: watch::Sender<Option<Secret>>) {
         let watch = |name| Box::pin(watch_object(self.secrets.clone(), name).default_backoff());
         let (mut givens, mut owns) = (watch(GIVEN), watch(OWN));
         // Nothing is concluded before both were seen.
@@ -168,11 +127,11 @@ impl Keeper {
             let looked = self.look(given.as_ref(), own.as_ref()).await;
             again = looked.is_err();
             match looked {
-                Ok(Some(ca)) => drop(out.send_replace(Arc::new(ca))),
+                Ok(Some(ca)) => drop(out.send_replace(Some(Arc::new(ca)))),
                 Ok(None) => {}
                 Err(reason) if reason == self.refused => {}
                 Err(reason) => {
-                    tracing::error!(reason, "the CA in use stays; correct or remove the Secret");
+                    tracing::error!(reason, "the CA in use, if any, stays; correct or remove the Secret");
                     self.refused = reason;
                 }
             }
@@ -218,12 +177,6 @@ fn choose(given_secret: Option<&Secret>, own: Option<&Secret>) -> Result<Choice,
         (None, Some(own)) => Ok(Choice::Use(Used { material: own?.material, given: false })),
         (None, None) => Ok(Choice::Nothing),
     }
-}
-
-/// The bundle that a CA accepts, for clients.
-pub fn accepted(authority: &Authority) -> Result<String> {
-    let roots = bundle([authority.current().roots()]);
-    (!roots.is_empty()).then_some(roots).context("the CA in use has no roots")
 }
 
 #[cfg(test)]

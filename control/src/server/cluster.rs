@@ -30,10 +30,10 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    /// Waits for the CA.
+    /// Starts what the server takes; makes no request that it waits for.
     ///
     /// # Errors
-    /// The API server's address is not known, or there is no CA within a minute.
+    /// The API server's address is not known.
     pub(super) async fn start(settings: &Kubernetes, config: &Config) -> Result<Self> {
         std::fs::create_dir_all(&config.state)
             .with_context(|| format!("--state-dir {} cannot be made", config.state.display()))?;
@@ -44,7 +44,7 @@ impl Cluster {
             trust_domain: config.options.trust_domain.to_string(),
             cluster: config.options.cluster.to_string(),
         };
-        let started = authority::start(client.clone(), &settings.flags, at).await?;
+        let started = authority::start(client.clone(), &settings.flags, at);
         Ok(Self { client, started })
     }
 

@@ -55,18 +55,18 @@ impl std::fmt::Debug for Renewing {
 }
 
 impl Renewing {
-    /// Makes the first certificate for these names.
+    /// Waits for the CA and makes the first certificate for these names.
     ///
     /// # Errors
     /// A name cannot be in a certificate.
-    pub(super) fn new(ca: Authority, names: Vec<String>) -> Result<Self> {
-        let first = make(ca.current(), &names)?;
+    pub(super) async fn new(mut ca: Authority, names: Vec<String>) -> Result<Self> {
+        let first = make(ca.there().await, &names)?;
         Ok(Self { ca, names, after: RENEW, current: Mutex::new(first) })
     }
 
     fn certificate(&self) -> Arc<CertifiedKey> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        let by = self.ca.current();
+        let by = self.ca.current().unwrap_or_else(|| current.by.clone());
         // A clock that was set back makes a new one too.
         let over = current.made.elapsed().map_or(true, |age| age >= self.after);
         if over || !Arc::ptr_eq(&by, &current.by) {
@@ -95,12 +95,14 @@ fn make(ca: Arc<Ca>, names: &[String]) -> Result<Presented> {
     Ok(Presented { made: SystemTime::now(), by: ca, key })
 }
 
-/// Accepts connections and hands them on after their handshake; never ends.
+/// Accepts connections, from when there is a CA, and hands them on after their handshake; never ends.
 pub(super) async fn accept(
     listener: TcpListener,
-    certificate: Renewing,
+    ca: Authority,
+    names: Vec<String>,
     out: mpsc::Sender<io::Result<TlsStream<TcpStream>>>,
 ) -> Result<()> {
+    let certificate = Renewing::new(ca, names).await?;
     let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
@@ -135,19 +137,20 @@ pub(super) async fn accept(
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_servers_certificate_is_made_anew_when_its_time_comes_and_kept_before() {
+    #[tokio::test]
+    async fn the_servers_certificate_is_made_anew_when_its_time_comes_and_kept_before() {
         let state = tempfile::tempdir().unwrap();
         let open = |name: &str| Ca::open(&state.path().join(name), None, "cluster.local").unwrap();
-        let (next, ca) = Authority::changing(open("one"));
-        let mut server = Renewing::new(ca, vec!["localhost".into()]).unwrap();
+        let (next, ca) = Authority::awaited();
+        next.send_replace(Some(Arc::new(open("one"))));
+        let mut server = Renewing::new(ca, vec!["localhost".into()]).await.unwrap();
         let first = server.certificate();
         assert!(Arc::ptr_eq(&first, &server.certificate()), "kept");
         server.after = Duration::ZERO;
         let second = server.certificate();
         assert_ne!(first.cert, second.cert, "made anew");
         server.after = RENEW;
-        next.send_replace(Arc::new(open("two")));
+        next.send_replace(Some(Arc::new(open("two"))));
         let third = server.certificate();
         assert_ne!(second.cert, third.cert, "another CA took over");
         assert!(Arc::ptr_eq(&third, &server.certificate()), "kept");
