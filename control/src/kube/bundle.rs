@@ -19,7 +19,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{MANAGER, lease::while_held, secret::bundle};
+use super::{MANAGER, health::unwatched, lease::while_held, secret::bundle};
 use crate::ca::Authority;
 
 /// Name of the ConfigMap.
@@ -82,12 +82,12 @@ impl Writer {
             tokio::select! {
                 event = namespaces.next() => match event {
                     Some(Ok(event)) => listed |= self.namespace(event),
-                    Some(Err(error)) => tracing::warn!(%error, "namespaces cannot be watched"),
+                    Some(Err(error)) => unwatched("namespaces", &error),
                     None => return,
                 },
                 event = maps.next() => match event {
                     Some(Ok(event)) => read |= self.map(event),
-                    Some(Err(error)) => tracing::warn!(%error, "ConfigMaps {NAME} cannot be watched"),
+                    Some(Err(error)) => unwatched(NAME, &error),
                     None => return,
                 },
                 () = authority.changed() => self.roots = bundle([authority.there().await.roots()]),

@@ -33,7 +33,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{CONTROL, MANAGED_BY, MANAGER, lease::while_held};
+use super::{CONTROL, MANAGED_BY, MANAGER, health::unwatched, lease::while_held};
 use crate::provision::{Place, Provisioner, Wanted, Waypoint};
 
 pub use self::objects::Settings;
@@ -125,7 +125,7 @@ impl Writer {
             tokio::select! {
                 changed = wanted.changed() => if changed.is_err() { return std::future::pending().await },
                 Some(event) = touched.next() => if let Err(error) = event {
-                    tracing::debug!(%error, "objects of waypoints cannot be watched");
+                    unwatched("objects of waypoints", &error);
                     continue;
                 },
                 () = sleep(pause) => {}

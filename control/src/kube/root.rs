@@ -15,7 +15,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::secret::{GIVEN, OWN, OwnRoot, bundle, given};
+use super::{
+    health::unwatched,
+    secret::{GIVEN, OWN, OwnRoot, bundle, given},
+};
 use crate::ca::{self, Authority, Ca, Installer, Material};
 
 /// What failed is tried again after this, also when no Secret changes.
@@ -120,7 +123,7 @@ impl Keeper {
                 () = out.closed() => return,
             };
             if let Some(error) = failed {
-                tracing::warn!(%error, "Secret {name} cannot be watched; the CA in use stays");
+                unwatched(&format!("Secret {name}"), &error);
                 continue;
             }
             let (Some(given), Some(own)) = (&given, &own) else { continue };
