@@ -8,7 +8,7 @@ use anyhow::Context;
 use mesh_core::identity::Identity;
 use mesh_net::{
     admin::{Admin, bind_unix, serve_tcp, serve_unix},
-    ca::{CertificateManager, IstioCa, ManagerConfig},
+    ca::{CertificateManager, IstioCa, ManagerConfig, follow_roots},
     store::{Cache, SnapshotStore, Versions},
     task::{Drain, Ready},
     telemetry,
@@ -80,6 +80,9 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let manager = Arc::new(CertificateManager::new(signer, ManagerConfig::default()));
     let certificates = manager.clone();
     tokio::spawn(hurry(manager.clone(), xds_status.clone()));
+    if let Some(file) = config.ca_root.clone() {
+        tokio::spawn(follow_roots(file, manager.renewer(), cancel.clone()));
+    }
 
     let redirector = Arc::new(Ebpf(bpf.clone()));
     let source: Arc<dyn PodSource> = match &config.folder {
