@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    cgroup, janitor, manifest, net,
+    cgroup,
+    istiod::{self, Istiod},
+    janitor, manifest, net,
     process::{Place, Process},
     shell, wait,
 };
@@ -107,6 +109,7 @@ pub struct World {
     /// What agents log, as a filter of theirs.
     pub agent_filter: String,
     control: Option<Process>,
+    istiod: Option<Istiod>,
     agents: BTreeMap<u8, Process>,
     owned: bool,
 }
@@ -120,11 +123,15 @@ impl World {
     pub fn new(spec: &Spec) -> Result<Self> {
         janitor::sweep()?;
         let id = janitor::claim()?;
-        let world = Self::with_id(id, spec.nodes, spec.programs.clone(), true);
+        let mut world = Self::with_id(id, spec.nodes, spec.programs.clone(), true);
         for folder in ["cluster", "logs", "tokens", "state"] {
             fs::create_dir_all(world.root.join(folder))?;
         }
-        net::underlay(&world.underlay().netns)?;
+        if istiod::is_asked_for() {
+            world.istiod = Some(Istiod::new()?);
+        } else {
+            net::underlay(&world.underlay().netns)?;
+        }
         for index in 0..spec.nodes {
             let name = world.node_place(index).netns;
             net::node(&world.underlay().netns, &name, index, spec.nodes)?;
@@ -162,6 +169,7 @@ impl World {
             agent_kubeconfig: None,
             agent_filter: "info".to_string(),
             control: None,
+            istiod: None,
             agents: BTreeMap::new(),
             owned,
         }
@@ -206,7 +214,15 @@ impl World {
 
     /// The namespace between the nodes.
     pub fn underlay(&self) -> Place {
-        self.place("u", "underlay")
+        match &self.istiod {
+            Some(istiod) => istiod.underlay(),
+            None => self.place("u", "underlay"),
+        }
+    }
+
+    /// Name of a node.
+    pub fn node_name(&self, index: u8) -> String {
+        node_name(index)
     }
 
     /// The namespace of a node; `control` and agents run in such places, not in containers.
@@ -313,6 +329,11 @@ impl World {
 
     /// Starts the control plane and waits until it is ready.
     pub fn start_control(&mut self) -> Result<()> {
+        if let Some(mut istiod) = self.istiod.take() {
+            let started = istiod.start(self);
+            self.istiod = Some(istiod);
+            return started;
+        }
         let place = self.underlay();
         let program = self.programs.join("culvert-control");
         let mut command = place.command(&program.to_string_lossy())?;
@@ -329,6 +350,7 @@ impl World {
     /// Stops the control plane.
     pub fn stop_control(&mut self) {
         self.control = None;
+        self.istiod.iter_mut().for_each(Istiod::stop);
     }
 
     /// Starts a node's agent and waits until it is ready.
@@ -357,6 +379,10 @@ impl World {
         command.args(["--admin", &format!("0.0.0.0:{AGENT_ADMIN}")]);
         command.arg("--admin-socket").arg(janitor::sockets(&self.id).join(format!("agent-{name}.sock")));
         command.args(["--instance-ip", &net::node_address(index).to_string()]);
+        if self.istiod.is_some() {
+            command.args(["--pod-name", &istiod::agent_pod(&name), "--pod-namespace", istiod::NAMESPACE]);
+            command.args(["--control-name", istiod::SERVER_NAME]);
+        }
         command.args(&self.agent_words).env("RUST_LOG", &self.agent_filter);
         let process = Process::spawn(&mut command, &self.log_file(&format!("agent-{name}")))?;
         self.agents.insert(index, process);
@@ -448,6 +474,7 @@ impl Drop for World {
         self.running.clear();
         self.agents.clear();
         self.control = None;
+        self.istiod = None;
         if let Err(error) = janitor::remove(&self.id) {
             eprintln!("world {} could not be removed: {error:#}", self.id);
         }
