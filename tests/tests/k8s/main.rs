@@ -3,7 +3,9 @@
 //! `cargo xtask test` counts these cases too.
 
 mod cases;
+mod load;
 mod report;
+mod shop;
 mod stage;
 
 use std::process::ExitCode;

@@ -2,13 +2,14 @@
 
 use std::{
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use harness::{
-    cluster::{Cluster, Shape, crds::Crds, programs},
-    wait,
+    cluster::{Cluster, Shape, crds::Crds, programs::images},
+    shell, wait,
 };
 use serde_json::{Value, json};
 
@@ -27,7 +28,10 @@ const MARK: &str = "/metadata/annotations/ambient.istio.io~1redirection";
 pub struct Stage {
     /// The cluster.
     pub cluster: Cluster,
+    /// Folder of our programs.
+    programs: PathBuf,
     started: Instant,
+    numbers: AtomicU32,
 }
 
 impl Stage {
@@ -35,17 +39,17 @@ impl Stage {
     pub fn set() -> Result<Self> {
         let started = Instant::now();
         let own = std::env::current_exe()?;
-        let helpers =
+        let programs =
             own.parent().and_then(Path::parent).context("a test has a target folder")?.to_path_buf();
         let shape = Shape {
             controllers: true,
             crds: Crds::ALL.to_vec(),
             nodes: 2,
-            helpers,
-            images: programs::images().context("no images: run cargo xtask test k8s")?,
+            helpers: programs.clone(),
+            images: images().context("no images: run cargo xtask test k8s")?,
         };
         eprintln!("k8s: starting a cluster of two nodes");
-        let stage = Self { cluster: Cluster::start(&shape)?, started };
+        let stage = Self { cluster: Cluster::start(&shape)?, programs, started, numbers: AtomicU32::new(0) };
         stage.say("the cluster is up");
         stage.install()?;
         stage.say("Culvert is installed");
@@ -53,12 +57,17 @@ impl Stage {
     }
 
     fn install(&self) -> Result<()> {
-        let manifests = checkout().join("tests/tests/k8s/manifests.yaml");
-        let text = std::fs::read_to_string(&manifests)?;
-        self.cluster.apply(&text)?;
-        self.cluster.rolled_out(SYSTEM, "deployment/culvert-control", ROLLOUT)?;
-        self.say("the control plane is ready");
-        self.cluster.rolled_out(SYSTEM, "daemonset/culvert-agent", ROLLOUT)
+        let config = self.cluster.kubeconfig().display().to_string();
+        let said = self.culvert(&["install", "--kubeconfig", &config, "--wait"])?;
+        eprintln!("{said}");
+        Ok(())
+    }
+
+    /// Runs `culvert` beside the API server, and returns what it printed.
+    pub fn culvert(&self, words: &[&str]) -> Result<String> {
+        let program = self.programs.join("culvert").display().to_string();
+        shell::output(self.cluster.place_of("culvert").command(&program)?.args(words))
+            .with_context(|| self.trouble())
     }
 
     /// A line of progress with the time since the start.
@@ -75,6 +84,11 @@ impl Stage {
             ),
             Err(error) => eprintln!("the cluster could not be kept: {error:#}"),
         }
+    }
+
+    /// A number that was not given out before.
+    pub fn number(&self) -> u32 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
     /// State of our own pods.
@@ -143,9 +157,14 @@ impl Stage {
 
     /// Waits until a shell command in a pod succeeds, and returns what it printed.
     pub fn until(&self, namespace: &str, pod: &str, script: &str) -> Result<String> {
+        self.until_within(LIMIT, namespace, pod, script)
+    }
+
+    /// The same with a limit of its own.
+    pub fn until_within(&self, limit: Duration, namespace: &str, pod: &str, script: &str) -> Result<String> {
         let what = format!("{script} in {namespace}/{pod}");
         let mut last = String::new();
-        wait::until(LIMIT, &what, || match self.exec(namespace, pod, &["/bin/sh", "-c", script]) {
+        wait::until(limit, &what, || match self.exec(namespace, pod, &["/bin/sh", "-c", script]) {
             Ok(text) => Some(text),
             Err(error) => {
                 last = format!("{error:#}");

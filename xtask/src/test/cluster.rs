@@ -34,8 +34,8 @@ impl Cluster {
 }
 
 /// Builds what is missing, after the programs of the debug profile were built; `None` without Go.
-pub fn prepare(root: &Path) -> Result<Option<Cluster>> {
-    let Some(programs) = kubernetes::ensure(root, &[Part::ControlPlane, Part::Nodes, Part::Helm])? else {
+pub fn prepare(root: &Path, parts: &[Part]) -> Result<Option<Cluster>> {
+    let Some(programs) = kubernetes::ensure(root, parts)? else {
         println!("test: no Go compiler: what runs on Kubernetes is skipped");
         return Ok(None);
     };
