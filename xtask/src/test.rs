@@ -14,9 +14,10 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     build,
-    command::{cargo, is_root, run, shown},
+    command::{cargo, is_root, run, shown, target},
     setup::{self, Need, kubernetes::Part},
 };
+pub use cluster::Cluster;
 use summary::Summary;
 
 /// Every member but the kernel programs, which have another target and no tests.
@@ -31,7 +32,7 @@ pub fn run_tests(root: &Path, filter: Option<&str>) -> Result<()> {
     setup::ensure(if is_root() { Need::Cluster } else { Need::Test })?;
     let object = build::ebpf(root)?;
     build_programs(root, &object, &["--tests"])?;
-    let cluster = if is_root() { cluster::prepare(root, &ALL)? } else { None };
+    let cluster = if is_root() { Cluster::prepare(root, &target(root)?.join("debug"), &ALL)? } else { None };
     let mut summary = Summary::default();
     let status = stream(tests(root, &object, cluster.as_ref(), filter), &mut summary)?;
     println!("{summary}");
@@ -44,7 +45,7 @@ pub fn on_kubernetes(root: &Path, case: Option<&str>, keep: bool) -> Result<()> 
     setup::ensure(Need::Cluster)?;
     let object = build::ebpf(root)?;
     build_programs(root, &object, &["--test", "k8s"])?;
-    let cluster = cluster::prepare(root, &[Part::ControlPlane, Part::Nodes])?;
+    let cluster = Cluster::prepare(root, &target(root)?.join("debug"), &[Part::ControlPlane, Part::Nodes])?;
     let cluster = cluster.context("the cluster's programs are built with Go, which is not on PATH")?;
     let mut command = cargo(root);
     command.env("CULVERT_EBPF_OBJECT", &object).arg("test").args(MEMBERS).args(["--test", "k8s"]);
@@ -62,7 +63,7 @@ fn build_programs(root: &Path, object: &Path, tests: &[&str]) -> Result<()> {
     run(cargo(root).env("CULVERT_EBPF_OBJECT", object).arg("build").args(MEMBERS).arg("--bins").args(tests))
 }
 
-fn tests(root: &Path, object: &Path, cluster: Option<&cluster::Cluster>, filter: Option<&str>) -> Command {
+fn tests(root: &Path, object: &Path, cluster: Option<&Cluster>, filter: Option<&str>) -> Command {
     let mut command = cargo(root);
     command.env("CULVERT_EBPF_OBJECT", object).arg("test").args(MEMBERS).arg("--no-fail-fast");
     if is_root() {

@@ -52,6 +52,7 @@ fn main() -> ExitCode {
         stage.say(&format!("case {name}"));
         let outcome = case(&mut stage);
         report.take(name, outcome, &stage);
+        stage.clear();
     }
     if has("--keep") {
         stage.keep();

@@ -1,6 +1,7 @@
 //! The cluster that the cases share, with Culvert installed.
 
 use std::{
+    cell::RefCell,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
@@ -12,6 +13,8 @@ use harness::{
     shell, wait,
 };
 use serde_json::{Value, json};
+
+use crate::shop::SHOP;
 
 /// Namespace of our own pods.
 pub const SYSTEM: &str = "culvert-system";
@@ -32,6 +35,7 @@ pub struct Stage {
     programs: PathBuf,
     started: Instant,
     numbers: AtomicU32,
+    made: RefCell<Vec<String>>,
 }
 
 impl Stage {
@@ -49,7 +53,13 @@ impl Stage {
             images: images().context("no images: run cargo xtask test k8s")?,
         };
         eprintln!("k8s: starting a cluster of two nodes");
-        let stage = Self { cluster: Cluster::start(&shape)?, programs, started, numbers: AtomicU32::new(0) };
+        let stage = Self {
+            cluster: Cluster::start(&shape)?,
+            programs,
+            started,
+            numbers: AtomicU32::new(0),
+            made: RefCell::default(),
+        };
         stage.say("the cluster is up");
         stage.install()?;
         stage.say("Culvert is installed");
@@ -96,10 +106,13 @@ impl Stage {
         self.cluster.trouble(SYSTEM)
     }
 
-    /// Makes a namespace; removed by [`Stage::clear`].
+    /// Makes a namespace that goes with the case.
     pub fn namespace(&self, name: &str, enrolled: bool) -> Result<()> {
         let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         self.cluster.apply_object(&object)?;
+        if name != SHOP {
+            self.made.borrow_mut().push(name.to_string());
+        }
         if enrolled { self.label(name, true) } else { Ok(()) }
     }
 
@@ -109,9 +122,15 @@ impl Stage {
         self.cluster.kubectl(&["label", "namespace", name, word, "--overwrite"]).map(drop)
     }
 
-    /// Removes a case's namespace without waiting for its end.
-    pub fn clear(&self, name: &str) -> Result<()> {
-        self.cluster.kubectl(&["delete", "namespace", name, "--wait=false"]).map(drop)
+    /// Removes the namespaces that a case made, so that the next one has the nodes for itself.
+    pub fn clear(&self) {
+        let mut made = self.made.borrow_mut();
+        for name in made.drain(..) {
+            let words = ["delete", "namespace", &name, "--timeout=180s"];
+            if let Err(error) = self.cluster.kubectl(&words) {
+                eprintln!("k8s: namespace {name} does not go: {error:#}");
+            }
+        }
     }
 
     /// Applies a file of the checkout in a namespace.
@@ -135,7 +154,7 @@ impl Stage {
         self.cluster.kubectl(&[&["-n", namespace, "exec", pod, "--"], words].concat())
     }
 
-    /// Bodies of `count` answers, each by a connection of its own; a failure is an empty line.
+    /// Bodies of `count` answers, each by a connection of its own; of a failure curl's status.
     pub fn ask(&self, namespace: &str, pod: &str, url: &str, count: usize) -> Result<Vec<String>> {
         let script =
             format!("for i in $(seq {count}); do /usr/bin/curl -sf --max-time 5 {url} || echo; done");

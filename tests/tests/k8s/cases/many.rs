@@ -19,9 +19,10 @@ pub fn a_hundred_pods_on_a_node_are_enrolled_and_answer(stage: &mut Stage) -> Re
     stage.until(NS, "client", "/usr/bin/curl -sf --max-time 5 http://web/")?;
     let answers = stage.ask(NS, "client", "http://web/whoami", 300)?;
     let mut from: Vec<&str> = answers.iter().filter_map(|answer| answer.split(' ').next()).collect();
-    ensure!(answers.iter().all(|answer| answer.starts_with("web-")), "{answers:?}");
+    let bad: Vec<_> = answers.iter().filter(|answer| !answer.starts_with("web-")).collect();
+    ensure!(bad.is_empty(), "of 300 requests failed: {bad:?}");
     from.sort_unstable();
     from.dedup();
     ensure!(from.len() > 60, "300 requests reached only {} of 100 pods", from.len());
-    stage.clear(NS)
+    Ok(())
 }
