@@ -120,6 +120,7 @@ impl Cluster {
 
     /// Leaves everything running when this value is dropped; [`janitor::remove`] takes it down.
     pub fn keep(self) -> Result<String> {
+        fs::write(self.root.join(kubectl::WORDS), serde_json::to_string(&self.kubectl_words())?)?;
         fs::write(self.root.join("keep"), "")?;
         let id = self.id.clone();
         // Dropping would end the programs.

@@ -70,7 +70,7 @@ pub fn machine(underlay: &str, name: &str, index: u8, nodes: u8) -> Result<()> {
         ip_in(name, &format!("route add 10.244.{other}.0/24 via {}", node_address(other)))?;
         ip_in(name, &format!("-6 route add fd00:244:{other}::/64 via {}", node_address6(other)))?;
     }
-    ip_in(underlay, &format!("route add 10.244.{index}.0/24 via {}", node_address(index)))?;
+    ip_in(underlay, &format!("route replace 10.244.{index}.0/24 via {}", node_address(index)))?;
     ip_in(name, &format!("route add default via {UNDERLAY}"))?;
     Ok(())
 }

@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::{
     build,
-    command::{cargo, output, run, target},
+    command::{output, target},
 };
 use archive::Image;
 use rootfs::Rootfs;
@@ -160,11 +160,4 @@ fn stripped(program: &Path) -> Result<Vec<u8>> {
 
 fn run_quietly(command: &mut Command) -> Result<()> {
     output(command).map(drop)
-}
-
-/// Programs of the debug profile for the tests' images, built with everything else that tests need.
-pub fn build_for_tests(root: &Path, object: &Path) -> Result<PathBuf> {
-    let members = ["--workspace", "--exclude", "agent-ebpf", "--bins", "--tests"];
-    run(cargo(root).env("CULVERT_EBPF_OBJECT", object).arg("build").args(members))?;
-    Ok(target(root)?.join("debug"))
 }

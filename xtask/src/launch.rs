@@ -10,7 +10,8 @@ use anyhow::{Context, Result};
 use crate::{
     build,
     command::{cargo, is_root, run, target},
-    setup::{self, Need},
+    setup::{self, Need, kubernetes::Part},
+    test::Cluster,
 };
 
 /// Builds everything optimised and runs a program of the `tests` crate with the given arguments; its
@@ -25,7 +26,10 @@ pub fn launch(root: &Path, program: &str, args: &[String]) -> Result<ExitCode> {
     if program == "culvert-bench" {
         run(cargo(root).args(["build", "--release", "-p", "waypoint", "--example", "http_bench"]))?;
     }
-    let binary = target(root)?.join("release").join(program);
+    let folder = target(root)?.join("release");
+    let binary = folder.join(program);
+    let kubernetes = args.iter().any(|word| word == "--kubernetes");
+    let cluster = kubernetes.then(|| cluster(root, &folder)).transpose()?;
     let mut command = if is_root() {
         Command::new(&binary)
     } else {
@@ -34,6 +38,16 @@ pub fn launch(root: &Path, program: &str, args: &[String]) -> Result<ExitCode> {
         sudo.arg("-E").arg(&binary);
         sudo
     };
+    if let Some(cluster) = cluster {
+        cluster.tell(&mut command);
+    }
     let status = command.args(args).status().with_context(|| format!("cannot start {program}"))?;
     Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+}
+
+/// What a cluster's demo needs besides.
+fn cluster(root: &Path, folder: &Path) -> Result<Cluster> {
+    setup::ensure(Need::Cluster)?;
+    let cluster = Cluster::prepare(root, folder, &[Part::ControlPlane, Part::Nodes])?;
+    cluster.context("the cluster's programs are built with Go, which is not on PATH")
 }

@@ -14,23 +14,25 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     build,
-    command::{cargo, is_root, shown},
-    images,
+    command::{cargo, is_root, run, shown, target},
     setup::{self, Need, kubernetes::Part},
 };
+pub use cluster::Cluster;
 use summary::Summary;
 
 /// Every member but the kernel programs, which have another target and no tests.
 const MEMBERS: [&str; 3] = ["--workspace", "--exclude", "agent-ebpf"];
+
+/// What the tests on Kubernetes need of it.
+const ALL: [Part; 3] = [Part::ControlPlane, Part::Nodes, Part::Helm];
 
 /// Runs the tests of all crates, or those whose name contains `filter`. As root the kernel and
 /// namespace tests must run: a skip there is a failure.
 pub fn run_tests(root: &Path, filter: Option<&str>) -> Result<()> {
     setup::ensure(if is_root() { Need::Cluster } else { Need::Test })?;
     let object = build::ebpf(root)?;
-    // The programs that end-to-end tests start, together with the tests, so that both are one set of dependencies with one set of features.
-    images::build_for_tests(root, &object)?;
-    let cluster = if is_root() { cluster::prepare(root)? } else { None };
+    build_programs(root, &object, &["--tests"])?;
+    let cluster = if is_root() { Cluster::prepare(root, &target(root)?.join("debug"), &ALL)? } else { None };
     let mut summary = Summary::default();
     let status = stream(tests(root, &object, cluster.as_ref(), filter), &mut summary)?;
     println!("{summary}");
@@ -42,8 +44,8 @@ pub fn on_kubernetes(root: &Path, case: Option<&str>, keep: bool) -> Result<()> 
     ensure!(is_root(), "a cluster needs network namespaces and mounts: run this as root");
     setup::ensure(Need::Cluster)?;
     let object = build::ebpf(root)?;
-    images::build_for_tests(root, &object)?;
-    let cluster = cluster::prepare(root)?;
+    build_programs(root, &object, &["--test", "k8s"])?;
+    let cluster = Cluster::prepare(root, &target(root)?.join("debug"), &[Part::ControlPlane, Part::Nodes])?;
     let cluster = cluster.context("the cluster's programs are built with Go, which is not on PATH")?;
     let mut command = cargo(root);
     command.env("CULVERT_EBPF_OBJECT", &object).arg("test").args(MEMBERS).args(["--test", "k8s"]);
@@ -64,7 +66,7 @@ pub fn under_istiod(root: &Path, filter: Option<&str>) -> Result<()> {
     ensure!(is_root(), "namespaces and eBPF are needed: run this as root");
     setup::ensure(Need::Cluster)?;
     let object = build::ebpf(root)?;
-    images::build_for_tests(root, &object)?;
+    build_programs(root, &object, &["--tests"])?;
     let programs = setup::kubernetes::ensure(root, &[Part::ControlPlane, Part::Istiod])?;
     let programs = programs.context("istiod is built with Go, which is not on PATH")?;
     let mut command = cargo(root);
@@ -79,7 +81,13 @@ pub fn under_istiod(root: &Path, filter: Option<&str>) -> Result<()> {
     conclude(&summary, status, filter)
 }
 
-fn tests(root: &Path, object: &Path, cluster: Option<&cluster::Cluster>, filter: Option<&str>) -> Command {
+/// Builds the programs that end-to-end tests start, together with the tests, so that both are one set of
+/// dependencies with one set of features.
+fn build_programs(root: &Path, object: &Path, tests: &[&str]) -> Result<()> {
+    run(cargo(root).env("CULVERT_EBPF_OBJECT", object).arg("build").args(MEMBERS).arg("--bins").args(tests))
+}
+
+fn tests(root: &Path, object: &Path, cluster: Option<&Cluster>, filter: Option<&str>) -> Command {
     let mut command = cargo(root);
     command.env("CULVERT_EBPF_OBJECT", object).arg("test").args(MEMBERS).arg("--no-fail-fast");
     if is_root() {

@@ -13,6 +13,9 @@ use serde_json::Value;
 use super::Cluster;
 use crate::{shell, wait};
 
+/// File in a kept cluster's folder with the words that begin a `kubectl` command, as JSON.
+pub const WORDS: &str = "kubectl.json";
+
 impl Cluster {
     /// The admin's kubeconfig; it is good inside [`Cluster::place`]'s network.
     pub fn kubeconfig(&self) -> PathBuf {

@@ -62,7 +62,7 @@ pub fn write(state: &Path, name: &str, index: u8, pki: &Pki) -> Result<()> {
         let text = fs::read_to_string(pki.file(&from))?;
         // The node sees its own copies.
         let own = "/etc/kubernetes";
-        let text = text.replace(&pki.file(&name.to_string()).display().to_string(), &format!("{own}/node"));
+        let text = text.replace(&pki.file(name).display().to_string(), &format!("{own}/node"));
         put(&format!("etc/kubernetes/{to}"), &text.replace(&pki.folder.display().to_string(), own))?;
     }
     Ok(())

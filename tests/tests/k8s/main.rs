@@ -3,7 +3,9 @@
 //! `cargo xtask test` counts these cases too.
 
 mod cases;
+mod load;
 mod report;
+mod shop;
 mod stage;
 
 use std::process::ExitCode;
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         stage.say(&format!("case {name}"));
         let outcome = case(&mut stage);
         report.take(name, outcome, &stage);
+        stage.clear();
     }
     if has("--keep") {
         stage.keep();

@@ -1,16 +1,20 @@
 //! The cluster that the cases share, with Culvert installed.
 
 use std::{
+    cell::RefCell,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use harness::{
-    cluster::{Cluster, Shape, crds::Crds, programs},
-    wait,
+    cluster::{Cluster, Shape, crds::Crds, programs::images},
+    shell, wait,
 };
 use serde_json::{Value, json};
+
+use crate::shop::SHOP;
 
 /// Namespace of our own pods.
 pub const SYSTEM: &str = "culvert-system";
@@ -27,7 +31,11 @@ const MARK: &str = "/metadata/annotations/ambient.istio.io~1redirection";
 pub struct Stage {
     /// The cluster.
     pub cluster: Cluster,
+    /// Folder of our programs.
+    programs: PathBuf,
     started: Instant,
+    numbers: AtomicU32,
+    made: RefCell<Vec<String>>,
 }
 
 impl Stage {
@@ -35,17 +43,23 @@ impl Stage {
     pub fn set() -> Result<Self> {
         let started = Instant::now();
         let own = std::env::current_exe()?;
-        let helpers =
+        let programs =
             own.parent().and_then(Path::parent).context("a test has a target folder")?.to_path_buf();
         let shape = Shape {
             controllers: true,
             crds: Crds::ALL.to_vec(),
             nodes: 2,
-            helpers,
-            images: programs::images().context("no images: run cargo xtask test k8s")?,
+            helpers: programs.clone(),
+            images: images().context("no images: run cargo xtask test k8s")?,
         };
         eprintln!("k8s: starting a cluster of two nodes");
-        let stage = Self { cluster: Cluster::start(&shape)?, started };
+        let stage = Self {
+            cluster: Cluster::start(&shape)?,
+            programs,
+            started,
+            numbers: AtomicU32::new(0),
+            made: RefCell::default(),
+        };
         stage.say("the cluster is up");
         stage.install()?;
         stage.say("Culvert is installed");
@@ -53,12 +67,17 @@ impl Stage {
     }
 
     fn install(&self) -> Result<()> {
-        let manifests = checkout().join("tests/tests/k8s/manifests.yaml");
-        let text = std::fs::read_to_string(&manifests)?;
-        self.cluster.apply(&text)?;
-        self.cluster.rolled_out(SYSTEM, "deployment/culvert-control", ROLLOUT)?;
-        self.say("the control plane is ready");
-        self.cluster.rolled_out(SYSTEM, "daemonset/culvert-agent", ROLLOUT)
+        let config = self.cluster.kubeconfig().display().to_string();
+        let said = self.culvert(&["install", "--kubeconfig", &config, "--wait"])?;
+        eprintln!("{said}");
+        Ok(())
+    }
+
+    /// Runs `culvert` beside the API server, and returns what it printed.
+    pub fn culvert(&self, words: &[&str]) -> Result<String> {
+        let program = self.programs.join("culvert").display().to_string();
+        shell::output(self.cluster.place_of("culvert").command(&program)?.args(words))
+            .with_context(|| self.trouble())
     }
 
     /// A line of progress with the time since the start.
@@ -77,15 +96,23 @@ impl Stage {
         }
     }
 
+    /// A number that was not given out before.
+    pub fn number(&self) -> u32 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// State of our own pods.
     pub fn trouble(&self) -> String {
         self.cluster.trouble(SYSTEM)
     }
 
-    /// Makes a namespace; removed by [`Stage::clear`].
+    /// Makes a namespace that goes with the case.
     pub fn namespace(&self, name: &str, enrolled: bool) -> Result<()> {
         let object = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
         self.cluster.apply_object(&object)?;
+        if name != SHOP {
+            self.made.borrow_mut().push(name.to_string());
+        }
         if enrolled { self.label(name, true) } else { Ok(()) }
     }
 
@@ -95,9 +122,15 @@ impl Stage {
         self.cluster.kubectl(&["label", "namespace", name, word, "--overwrite"]).map(drop)
     }
 
-    /// Removes a case's namespace without waiting for its end.
-    pub fn clear(&self, name: &str) -> Result<()> {
-        self.cluster.kubectl(&["delete", "namespace", name, "--wait=false"]).map(drop)
+    /// Removes the namespaces that a case made, so that the next one has the nodes for itself.
+    pub fn clear(&self) {
+        let mut made = self.made.borrow_mut();
+        for name in made.drain(..) {
+            let words = ["delete", "namespace", &name, "--timeout=180s"];
+            if let Err(error) = self.cluster.kubectl(&words) {
+                eprintln!("k8s: namespace {name} does not go: {error:#}");
+            }
+        }
     }
 
     /// Applies a file of the checkout in a namespace.
@@ -121,7 +154,7 @@ impl Stage {
         self.cluster.kubectl(&[&["-n", namespace, "exec", pod, "--"], words].concat())
     }
 
-    /// Bodies of `count` answers, each by a connection of its own; a failure is an empty line.
+    /// Bodies of `count` answers, each by a connection of its own; of a failure curl's status.
     pub fn ask(&self, namespace: &str, pod: &str, url: &str, count: usize) -> Result<Vec<String>> {
         let script =
             format!("for i in $(seq {count}); do /usr/bin/curl -sf --max-time 5 {url} || echo; done");
@@ -143,9 +176,14 @@ impl Stage {
 
     /// Waits until a shell command in a pod succeeds, and returns what it printed.
     pub fn until(&self, namespace: &str, pod: &str, script: &str) -> Result<String> {
+        self.until_within(LIMIT, namespace, pod, script)
+    }
+
+    /// The same with a limit of its own.
+    pub fn until_within(&self, limit: Duration, namespace: &str, pod: &str, script: &str) -> Result<String> {
         let what = format!("{script} in {namespace}/{pod}");
         let mut last = String::new();
-        wait::until(LIMIT, &what, || match self.exec(namespace, pod, &["/bin/sh", "-c", script]) {
+        wait::until(limit, &what, || match self.exec(namespace, pod, &["/bin/sh", "-c", script]) {
             Ok(text) => Some(text),
             Err(error) => {
                 last = format!("{error:#}");

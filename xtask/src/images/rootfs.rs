@@ -10,8 +10,6 @@ use std::{
 use anyhow::{Context, Result};
 use tar::{Builder, EntryType, Header};
 
-use crate::command::output;
-
 /// One path of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
@@ -142,15 +140,17 @@ fn library(line: &str) -> Option<PathBuf> {
 
 /// The package manager's name and version of a file's package, where there is one.
 pub fn package_of(library: &Path) -> Option<(String, String)> {
+    // Packages know a file by its old place also where `/lib` is a link to `/usr/lib`.
     let real = fs::canonicalize(library).ok()?;
-    let owner = dpkg(&["-S", &real.display().to_string()])?;
+    let owner = [library, &real].iter().find_map(|path| dpkg(&["-S", &path.display().to_string()]))?;
     let name = owner.split(": ").next()?.split(',').next()?.to_string();
     let version = dpkg(&["-f", "${Version}", "-W", &name])?;
     Some((name.split(':').next()?.to_string(), version.trim().to_string()))
 }
 
 fn dpkg(words: &[&str]) -> Option<String> {
-    output(Command::new("dpkg-query").args(words).stderr(std::process::Stdio::null())).ok()
+    let out = Command::new("dpkg-query").args(words).output().ok()?;
+    out.status.success().then(|| String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ http {
     listen 80;
     listen [::]:80;
     root /usr/share/nginx/html;
+    location = /slow { limit_rate 100k; }
     location = /whoami { return 200 \"$hostname $remote_addr\\n\"; }
   }
 }

@@ -10,7 +10,6 @@ use std::{
 use anyhow::Result;
 
 use crate::{
-    command::target,
     images,
     setup::kubernetes::{self, Part},
 };
@@ -33,27 +32,28 @@ impl Cluster {
     }
 }
 
-/// Builds what is missing, after the programs of the debug profile were built; `None` without Go.
-pub fn prepare(root: &Path) -> Result<Option<Cluster>> {
-    let Some(programs) = kubernetes::ensure(root, &[Part::ControlPlane, Part::Nodes, Part::Helm])? else {
-        println!("test: no Go compiler: what runs on Kubernetes is skipped");
-        return Ok(None);
-    };
-    let debug = target(root)?.join("debug");
-    let images = debug.join("images");
-    if stale(&debug, &images) {
-        println!("test: writing the images of the cluster's nodes");
-        images::assemble(root, &debug, &images)?;
-        images::testing::assemble(&programs, &images)?;
-        fs::write(images.join("done"), "")?;
+impl Cluster {
+    /// Builds what is missing, after our programs were built into a folder; `None` without Go.
+    pub fn prepare(root: &Path, built: &Path, parts: &[Part]) -> Result<Option<Self>> {
+        let Some(programs) = kubernetes::ensure(root, parts)? else {
+            println!("no Go compiler: nothing runs on Kubernetes");
+            return Ok(None);
+        };
+        let images = built.join("images");
+        if stale(built, &images) {
+            println!("writing the images of the cluster's nodes");
+            images::assemble(root, built, &images)?;
+            images::testing::assemble(&programs, &images)?;
+            fs::write(images.join("done"), "")?;
+        }
+        Ok(Some(Self { programs, images }))
     }
-    Ok(Some(Cluster { programs, images }))
 }
 
 /// Whether a program was built after the images were written.
-fn stale(debug: &Path, images: &Path) -> bool {
+fn stale(built: &Path, images: &Path) -> bool {
     let time = |path: PathBuf| fs::metadata(path).and_then(|meta| meta.modified()).ok();
     let Some(written) = time(images.join("done")) else { return true };
-    let newest = PROGRAMS.iter().filter_map(|name| time(debug.join(name))).max();
+    let newest = PROGRAMS.iter().filter_map(|name| time(built.join(name))).max();
     newest.unwrap_or(SystemTime::UNIX_EPOCH) > written
 }

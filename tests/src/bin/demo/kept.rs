@@ -14,6 +14,8 @@ use harness::{
 };
 use serde_json::Value;
 
+use crate::kubernetes;
+
 /// How long the control plane may take to read a file, and a waypoint to appear.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -39,6 +41,12 @@ pub enum Verb {
         /// Only programs whose name contains this.
         name: Option<String>,
     },
+    /// Runs kubectl on the kept demo, which is one on Kubernetes.
+    Kubectl {
+        /// What follows `kubectl`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Removes the kept demo, or all of them.
     Down {
         /// All of them.
@@ -58,6 +66,10 @@ pub fn run(verb: &Verb, world: Option<&str>) -> Result<ExitCode> {
     }
     let id = choose(&ids, world)?;
     match verb {
+        Verb::Kubectl { words } => return kubernetes::kubectl(id, words),
+        Verb::Exec { pod, command } if kubernetes::is_cluster(id) => {
+            return kubernetes::exec(id, pod, command);
+        }
         Verb::Exec { pod, command } => return exec(&World::attach(id)?, pod, command),
         Verb::Apply { file } => return apply(&mut World::attach(id)?, file),
         Verb::Logs { name } => print!("{}", logs(&janitor::folder(id), name.as_deref())?),

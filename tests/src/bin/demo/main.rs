@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod kept;
+mod kubernetes;
 mod stage;
 mod steps;
 
@@ -28,6 +29,9 @@ struct Cli {
     /// Stays up after the last step.
     #[arg(long)]
     keep: bool,
+    /// Tells the tutorial's story on a Kubernetes cluster of the real programs.
+    #[arg(long)]
+    kubernetes: bool,
     /// Writes the steps and their evidence here.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -61,6 +65,9 @@ fn show(cli: &Cli) -> Result<ExitCode> {
     let own = std::env::current_exe()?;
     let beside = own.parent().context("a program lies in a folder")?.to_path_buf();
     let programs = cli.programs.clone().unwrap_or(beside);
+    if cli.kubernetes {
+        return kubernetes::show(programs, cli.keep);
+    }
     let mut report = Vec::new();
     let mut stage = match stage::Stage::set(cli.nodes, cli.pods, programs) {
         Ok(stage) => stage,

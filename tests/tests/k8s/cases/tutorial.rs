@@ -30,10 +30,7 @@ pub fn a_labelled_namespace_gets_ninety_to_ten_through_a_waypoint_as_the_tutoria
     ensure!(started(stage)? == restarts, "enrolment restarted a pod");
 
     stage.apply_file(NS, "examples/nginx-canary/routing.yaml")?;
-    wait::until(LIMIT, "a waypoint", || {
-        stage.cluster.kubectl(&["-n", NS, "get", "deployment", "waypoint"]).ok().map(drop)
-    })?;
-    stage.cluster.rolled_out(NS, "deployment/waypoint", ROLLOUT)?;
+    stage.waypoint(NS)?;
     stage.say("the waypoint is ready");
     let mut last = Vec::new();
     let ninety = wait::until(LIMIT, "nine of ten answers from version A", || {
@@ -42,12 +39,8 @@ pub fn a_labelled_namespace_gets_ninety_to_ten_through_a_waypoint_as_the_tutoria
         (a + b == 200 && (165..=195).contains(&a)).then_some(())
     });
     ensure!(ninety.is_ok(), "A {} B {}", count(&last, "Full Cycle A"), count(&last, "Full Cycle B"));
-    let load =
-        ["/usr/bin/fortio", "load", "-qps", "200", "-c", "4", "-t", "5s", "-allow-initial-errors", URL];
-    let text = stage.exec(NS, "client", &load)?;
-    let all = text.lines().filter(|line| line.starts_with("Code ")).collect::<Vec<_>>();
-    ensure!(all.len() == 1 && all[0].starts_with("Code 200"), "fortio saw {all:?}");
-    stage.clear(NS)
+    stage.load(NS, "client", URL, 5, 200, false)?.end(stage)?.all_good(900)?;
+    Ok(())
 }
 
 fn count(answers: &[String], what: &str) -> usize {
