@@ -10,7 +10,7 @@ use control::{ca::Given, compile::Options, server};
 #[command(name = "culvert-control", version)]
 struct Args {
     /// Cluster folder.
-    #[arg(long, required_unless_present = "kubernetes", requires = "tokens")]
+    #[arg(long, required_unless_present = "kubernetes")]
     folder: Option<PathBuf>,
     /// Watch the API server, alone or beside a folder.
     #[arg(long)]
@@ -30,7 +30,7 @@ struct Args {
     #[arg(long)]
     state_dir: PathBuf,
     /// YAML file of bearer tokens: `token: node` or `token: namespace/serviceaccount`.
-    #[arg(long)]
+    #[arg(long, required_unless_present = "kubernetes")]
     tokens: Option<PathBuf>,
     /// Address of configuration and certificates (TLS).
     #[arg(long, default_value = "0.0.0.0:15012")]

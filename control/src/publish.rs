@@ -80,7 +80,7 @@ impl Default for Published {
 impl Published {
     /// Encodes what was compiled from a store, as the successor of another configuration.
     pub fn next(before: &Self, store: &Store, compiled: Compiled, findings: Vec<Finding>) -> Self {
-        let types = if store.read { encode(&compiled) } else { BTreeMap::new() };
+        let types = if store.read { encode(before, &compiled) } else { BTreeMap::new() };
         let differs = |(name, now): (&&'static str, &Resources)| {
             let same = before.types.get(name).is_some_and(|then| same(then, now));
             (!same).then_some(*name)
@@ -114,69 +114,81 @@ impl Published {
 }
 
 fn same(a: &Resources, b: &Resources) -> bool {
-    let equal = |(x, y): (&Arc<Resource>, &Arc<Resource>)| x.name == y.name && x.version == y.version;
+    let equal = |(x, y): (&Arc<Resource>, &Arc<Resource>)| {
+        Arc::ptr_eq(x, y) || (x.name == y.name && x.version == y.version)
+    };
     a.len() == b.len() && a.values().zip(b.values()).all(equal)
 }
 
-/// Encodes everything.
-pub fn encode(compiled: &Compiled) -> BTreeMap<&'static str, Resources> {
-    let mut address = Resources::new();
-    for w in compiled.workloads.values() {
+/// Encodes everything; what is as it was before is taken over from there.
+pub fn encode(before: &Published, compiled: &Compiled) -> BTreeMap<&'static str, Resources> {
+    let (old, new) = (&before.compiled, compiled);
+    let mut address = Encoder::new(before, ADDRESS_TYPE);
+    address.each(&new.workloads, &old.workloads, |w| {
         let aliases = w.addresses.iter().map(|ip| format!("{}/{ip}", w.network)).collect();
-        put(
-            &mut address,
-            ADDRESS_TYPE,
-            w.uid.to_string(),
-            &wire::workload::workload_address(w),
-            (w, aliases),
-        );
-    }
-    for s in compiled.services.values() {
+        (wire::workload::workload_address(w), aliases)
+    });
+    address.each(&new.services, &old.services, |s| {
         let alias = |v: &mesh_core::model::Vip| match v.range.prefix_len() == v.range.max_prefix_len() {
             true => format!("{}/{}", v.network, v.range.addr()),
             false => format!("{}/{}", v.network, v.range),
         };
-        let aliases = s.vips.iter().map(alias).collect();
-        put(&mut address, ADDRESS_TYPE, s.key.to_string(), &wire::workload::service_address(s), (s, aliases));
-    }
-    let mut policies = Resources::new();
-    for p in compiled.policies.values() {
-        let message = wire::policy::to_authorization(p);
-        put(&mut policies, AUTHORIZATION_TYPE, p.key.to_string(), &message, (p, Vec::new()));
-    }
-    let mut routes = Resources::new();
-    for r in compiled.routes.values() {
-        put(&mut routes, ROUTES_TYPE, r.service.to_string(), &wire::l7::to_routes(r), (r, Vec::new()));
-    }
-    let mut l7 = Resources::new();
-    for p in compiled.l7_policies.values() {
-        put(&mut l7, L7_POLICY_TYPE, p.key.to_string(), &wire::l7::to_l7_policy(p), (p, Vec::new()));
-    }
-    let mut labels = Resources::new();
-    for l in compiled.labels.values() {
-        put(&mut labels, LABELS_TYPE, l.uid.to_string(), &wire::l7::to_labels(l), (l, Vec::new()));
-    }
-    [
-        (ADDRESS_TYPE, address),
-        (AUTHORIZATION_TYPE, policies),
-        (ROUTES_TYPE, routes),
-        (L7_POLICY_TYPE, l7),
-        (LABELS_TYPE, labels),
-    ]
-    .into()
+        (wire::workload::service_address(s), s.vips.iter().map(alias).collect())
+    });
+    let mut policies = Encoder::new(before, AUTHORIZATION_TYPE);
+    policies.each(&new.policies, &old.policies, |p| (wire::policy::to_authorization(p), Vec::new()));
+    let mut routes = Encoder::new(before, ROUTES_TYPE);
+    routes.each(&new.routes, &old.routes, |r| (wire::l7::to_routes(r), Vec::new()));
+    let mut l7 = Encoder::new(before, L7_POLICY_TYPE);
+    l7.each(&new.l7_policies, &old.l7_policies, |p| (wire::l7::to_l7_policy(p), Vec::new()));
+    let mut labels = Encoder::new(before, LABELS_TYPE);
+    labels.each(&new.labels, &old.labels, |l| (wire::l7::to_labels(l), Vec::new()));
+    [address, policies, routes, l7, labels].map(|one| (one.type_url, one.into)).into()
 }
 
-/// The version is of the value, not of the bytes: maps are encoded in no particular order.
-fn put(
-    into: &mut Resources,
-    type_url: &str,
-    name: String,
-    message: &impl Message,
-    (value, aliases): (&impl serde::Serialize, Vec<String>),
-) {
-    let bytes = message.encode_to_vec();
-    let text = serde_json::to_vec(value).unwrap_or_else(|_| bytes.clone());
-    let version = format!("{:016x}", XxHash64::oneshot(0, &text));
-    let body = prost_types::Any { type_url: type_url.into(), value: bytes };
-    into.insert(name.clone(), Arc::new(Resource { version, resource: Some(body), name, aliases }));
+/// Encodes the resources of one type.
+struct Encoder<'a> {
+    type_url: &'static str,
+    before: Option<&'a Resources>,
+    into: Resources,
+}
+
+impl<'a> Encoder<'a> {
+    fn new(before: &'a Published, type_url: &'static str) -> Self {
+        Self { type_url, before: before.types.get(type_url), into: Resources::new() }
+    }
+
+    /// Encodes each value as a message with other names that it is found by.
+    fn each<K: Ord + ToString, V: PartialEq + serde::Serialize, M: Message>(
+        &mut self,
+        new: &BTreeMap<K, V>,
+        old: &BTreeMap<K, V>,
+        message: impl Fn(&V) -> (M, Vec<String>),
+    ) {
+        for (key, value) in new {
+            let name = key.to_string();
+            let same = old.get(key) == Some(value);
+            let kept = self.before.filter(|_| same).and_then(|before| before.get(&name)).cloned();
+            let resource = kept.unwrap_or_else(|| {
+                let (message, aliases) = message(value);
+                Arc::new(self.resource(name.clone(), value, &message, aliases))
+            });
+            self.into.insert(name, resource);
+        }
+    }
+
+    /// The version is of the value, not of the bytes: maps are encoded in no particular order.
+    fn resource(
+        &self,
+        name: String,
+        value: &impl serde::Serialize,
+        message: &impl Message,
+        aliases: Vec<String>,
+    ) -> Resource {
+        let bytes = message.encode_to_vec();
+        let text = serde_json::to_vec(value).unwrap_or_else(|_| bytes.clone());
+        let version = format!("{:016x}", XxHash64::oneshot(0, &text));
+        let body = prost_types::Any { type_url: self.type_url.into(), value: bytes };
+        Resource { version, resource: Some(body), name, aliases }
+    }
 }

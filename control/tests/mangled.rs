@@ -118,7 +118,7 @@ proptest! {
         documents.push(json!({"kind": "Service", "metadata": {"name": "untouched"}, "spec": {"ports": [{"port": 80}]}}));
         let compiled = compiled(&documents);
         prop_assert!(compiled.services.values().any(|s| &*s.name == "untouched"));
-        let encoded = control::publish::encode(&compiled);
+        let encoded = control::publish::encode(&control::publish::Published::default(), &compiled);
         prop_assert_eq!(encoded.len(), 5);
     }
 }

@@ -174,9 +174,14 @@ fn the_control_plane_follows_the_api_server_through_restarts_and_kinds_that_come
     assert!(control.ready());
     control.until("the last state", |config| (!config["services"].as_array()?.is_empty()).then_some(()));
     cluster.start_api_server().unwrap();
+    let mut later = service;
+    later["metadata"]["name"] = json!("later");
+    later["spec"]["selector"] = json!({"app": "later"});
+    cluster.apply_object(&later).unwrap();
+    control.address("later");
+    assert_eq!(version(&cluster), written, "our own status write brought about another one");
     pod(&cluster, "two", "10.1.0.2");
     control.until("a pod after the restart", |config| health(config, "two"));
-    assert_eq!(version(&cluster), written, "our own status write brought about another one");
 
     // A kind that goes takes its objects along.
     cluster.kubectl(&["delete", "crd", "virtualservices.networking.istio.io"]).unwrap();

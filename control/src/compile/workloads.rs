@@ -37,15 +37,13 @@ pub(super) fn compile(cx: &mut Context<'_>) {
                 cx.note(key, "status.podIPs", "address-lost", reason, "nothing to do if this pod is gone");
             }
         }
-        if !workload.addresses.is_empty() {
-            add(cx, workload, &object.meta.labels);
-        }
+        add(cx, workload, &object.meta.labels);
     }
 }
 
 /// Which pod has an address: a node gives one to a new pod while the API server still shows the old one, or
 /// the other way round. It belongs to the pod that is not being deleted, else to the newest; the other one
-/// has lost it and must get none of its connections.
+/// has lost it: it stays known, but nobody is sent to it.
 fn owners<'a>(cx: &Context<'a>) -> BTreeMap<IpAddr, (bool, Arc<str>, &'a Key)> {
     let mut owners = BTreeMap::new();
     for (key, object) in cx.each("Pod") {

@@ -247,3 +247,19 @@ impl Credit {
         some
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn events_come_in_a_burst_and_then_one_by_one() {
+        let mut credit = Credit::new();
+        let mut granted = || (0..100).filter(|_| credit.take()).count();
+        assert_eq!(granted(), 25);
+        tokio::time::advance(EVENT_EVERY).await;
+        assert_eq!(granted(), 1);
+        tokio::time::advance(EVENT_EVERY * 1000).await;
+        assert_eq!(granted(), 25, "silence is not saved up");
+    }
+}
