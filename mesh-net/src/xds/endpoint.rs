@@ -61,6 +61,11 @@ pub enum EndpointError {
     },
 }
 
+/// A control plane whose machine is gone is noticed after these. Istiod ends connections that ask more often
+/// than every 15 seconds.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+const KEEPALIVE_ANSWER: Duration = Duration::from_secs(5);
+
 impl ControlEndpoint {
     /// Opens a channel.
     ///
@@ -72,8 +77,8 @@ impl ControlEndpoint {
             .map_err(failed)?
             .connect_timeout(Duration::from_secs(5))
             .tcp_keepalive(Some(Duration::from_secs(300)))
-            .http2_keep_alive_interval(Duration::from_secs(30))
-            .keep_alive_timeout(Duration::from_secs(10));
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE_ANSWER);
         if let Some(roots) = &self.roots {
             let pem = read("root certificate", roots)?;
             let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
