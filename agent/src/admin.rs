@@ -96,7 +96,7 @@ impl View {
         }
         let mut states = BTreeMap::<String, u32>::new();
         for status in self.registry.all().into_values() {
-            let state = status.state.map_or_else(|| json!("ignored"), |state| json!(state));
+            let state = status.label();
             *states.entry(state.as_str().unwrap_or_default().to_owned()).or_default() += 1;
         }
         let pods = states.iter().map(|(state, n)| (format!("state=\"{state}\""), f64::from(*n))).collect();

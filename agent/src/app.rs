@@ -1,12 +1,14 @@
 //! Putting the agent together: what starts in which order, and what ends in which.
 
+mod kubernetes;
+
 use std::{collections::BTreeMap, fs::File, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use mesh_core::identity::Identity;
 use mesh_net::{
     admin::{Admin, bind_unix, serve_tcp, serve_unix},
-    ca::{CertificateManager, IstioCa, ManagerConfig},
+    ca::{CertificateManager, IstioCa, ManagerConfig, follow_roots},
     store::{Cache, SnapshotStore, Versions},
     task::{Drain, Ready},
     telemetry,
@@ -24,7 +26,10 @@ use crate::{
     cgroup,
     config::Config,
     flow, kernel_events, mesh_sync, netns,
-    pods::folder::{Folder, NodeFacts},
+    pods::{
+        PodSource,
+        folder::{Folder, NodeFacts},
+    },
     redirect::Ebpf,
     registry::Registry,
     serve::{self, Shared},
@@ -41,13 +46,13 @@ const LAST_WRITE: Duration = Duration::from_secs(10);
 pub async fn run(config: Config) -> anyhow::Result<()> {
     let bpf = Arc::new(Bpf::load(&bpf_config(&config)?)?);
     if config.uninstall {
+        kubernetes::remove_plugin(&config)?;
         let bpf = Arc::into_inner(bpf).context("the kernel side is in use")?;
         bpf.remove_all()?;
         println!("node {}: capture has ended, programs and tables are removed", config.node);
         return Ok(());
     }
     raise_descriptor_limit();
-    let folder = config.folder.clone().context("--folder is needed")?;
     let metrics = Metrics::new();
     let families = flow::Families::register(&metrics)?;
     let (ready, stop, cancel) = (Ready::new(), Drain::new(), CancellationToken::new());
@@ -75,8 +80,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let manager = Arc::new(CertificateManager::new(signer, ManagerConfig::default()));
     let certificates = manager.clone();
     tokio::spawn(hurry(manager.clone(), xds_status.clone()));
+    if let Some(file) = config.ca_root.clone() {
+        tokio::spawn(follow_roots(file, manager.renewer(), cancel.clone()));
+    }
 
     let redirector = Arc::new(Ebpf(bpf.clone()));
+    let source: Arc<dyn PodSource> = match &config.folder {
+        Some(folder) => Arc::new(Folder::new(folder.clone(), node_facts(&config))),
+        None => kubernetes::source(&config, redirector.clone(), &ready, &cancel).await?,
+    };
     let shared = Shared {
         redirector: redirector.clone(),
         snapshots: store.subscribe(),
@@ -89,7 +101,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let registry = Registry::default();
     let drain = Duration::from_secs(config.drain_seconds);
     let means = Means {
-        source: Arc::new(Folder::new(folder, node_facts(&config))),
+        source,
         redirector,
         workers: workers.clone(),
         certificates: Arc::new(move |identity: &Identity| certificates.subscribe(identity)),

@@ -52,6 +52,12 @@ pub enum BpfError {
         #[from]
         source: aya_log::Error,
     },
+    #[error("another process changes what is pinned below {path}; it is tried again")]
+    Busy { path: PathBuf, source: io::Error },
+    #[error(
+        "an agent of another version captures this node's pods ({path} has no programs); start the agent of this version"
+    )]
+    OtherVersion { path: PathBuf },
     #[error("pinned files below {path} cannot be read or removed")]
     Pins { path: PathBuf, source: io::Error },
 }

@@ -6,6 +6,8 @@ use agent_common::maps::{MAPS, MapSpec};
 use clap::Parser;
 use ipnet::IpNet;
 
+use crate::cni;
+
 /// Culvert's node agent: captures the traffic of this node's pods and carries it with mutual TLS.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "culvert-agent", version)]
@@ -14,8 +16,17 @@ pub struct Config {
     #[arg(long, env = "NODE_NAME")]
     pub node: String,
     /// Folder of YAML with namespaces and pods; watched.
-    #[arg(long, env = "CULVERT_FOLDER", required_unless_present = "uninstall")]
+    #[arg(long, env = "CULVERT_FOLDER", required_unless_present_any = ["uninstall", "kubernetes"])]
     pub folder: Option<PathBuf>,
+    /// Watches the API server instead of a folder.
+    #[arg(long, env = "CULVERT_KUBERNETES", conflicts_with = "folder")]
+    pub kubernetes: bool,
+    /// How to reach the API server; the pod's service account when not given.
+    #[arg(long, requires = "kubernetes")]
+    pub kubeconfig: Option<PathBuf>,
+    /// The node's `/proc`, where pods' processes and through them their network namespaces are found.
+    #[arg(long, env = "CULVERT_PROC", default_value = "/proc")]
+    pub proc: PathBuf,
     /// Control plane, `https://host:port`: configuration and certificates.
     #[arg(long, env = "CULVERT_CONTROL", required_unless_present = "uninstall")]
     pub control: Option<String>,
@@ -31,6 +42,19 @@ pub struct Config {
     /// Folder for the last good configuration.
     #[arg(long, env = "CULVERT_STATE_DIR", default_value = "/var/lib/culvert/agent")]
     pub state_dir: PathBuf,
+    /// Folder of the node's CNI plugins. With `--cni-conf-dir`, the agent puts its plugin there and keeps it
+    /// chained behind the primary one.
+    #[arg(long, env = "CULVERT_CNI_BIN_DIR", requires = "cni_conf_dir")]
+    pub cni_bin_dir: Option<PathBuf>,
+    /// Folder of the node's CNI configuration.
+    #[arg(long, env = "CULVERT_CNI_CONF_DIR", requires = "cni_bin_dir")]
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Where the CNI plugin asks the agent.
+    #[arg(long, env = "CULVERT_CNI_SOCKET", default_value = cni::SOCKET)]
+    pub cni_socket: PathBuf,
+    /// Removes the taint `culvert.dev/not-ready` from the node when the agent is ready.
+    #[arg(long, env = "CULVERT_READY_TAINT", requires = "kubernetes")]
+    pub ready_taint: bool,
     /// Root of the node's cgroup v2 tree; the system's mount when not given.
     #[arg(long, env = "CULVERT_CGROUP")]
     pub cgroup: Option<PathBuf>,
@@ -142,6 +166,9 @@ mod tests {
         assert!(config.worker_count() >= 1);
         assert!(Config::try_parse_from(["culvert-agent", "--node", "n"]).is_err());
         assert!(Config::try_parse_from(["culvert-agent", "--node", "n", "--uninstall"]).is_ok());
+        let kubernetes = ["culvert-agent", "--node", "n", "--control", "http://c", "--kubernetes"];
+        assert!(Config::try_parse_from(kubernetes).is_ok());
+        assert!(Config::try_parse_from(kubernetes.into_iter().chain(["--folder", "f"])).is_err());
     }
 
     #[test]

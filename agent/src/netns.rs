@@ -3,11 +3,90 @@
 use std::{
     fs::File,
     io,
-    os::fd::{AsFd, AsRawFd},
+    net::IpAddr,
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::MetadataExt,
+    },
+    path::PathBuf,
+    sync::Arc,
     thread,
 };
 
 use nix::sched::{CloneFlags, setns};
+
+/// Where a pod's network namespace is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// At a path that its source says.
+    Path(PathBuf),
+    /// Found and opened: it stays the same whatever happens to the process that it was found by.
+    Open(Arc<Held>),
+}
+
+impl Place {
+    /// A descriptor of the namespace.
+    ///
+    /// # Errors
+    /// There is none at the path, or no descriptors are left.
+    pub fn open(&self) -> io::Result<File> {
+        match self {
+            Self::Path(path) => File::open(path),
+            Self::Open(held) => held.file.try_clone(),
+        }
+    }
+}
+
+/// An open network namespace; equal to another one when both are the same namespace.
+#[derive(Debug)]
+pub struct Held {
+    file: File,
+    id: (u64, u64),
+}
+
+impl Held {
+    /// Holds an open namespace.
+    ///
+    /// # Errors
+    /// The descriptor cannot be asked what it is.
+    pub fn new(file: File) -> io::Result<Self> {
+        let data = file.metadata()?;
+        Ok(Self { id: (data.dev(), data.ino()), file })
+    }
+
+    /// The namespace.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Device and inode: nobody else has them while it is held.
+    pub fn id(&self) -> (u64, u64) {
+        self.id
+    }
+
+    /// Addresses of the namespace's interfaces.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered (needs CAP_SYS_ADMIN).
+    pub fn addresses(&self) -> io::Result<Vec<IpAddr>> {
+        within(&self.file, || {
+            let of = |address: nix::ifaddrs::InterfaceAddress| {
+                let address = address.address?;
+                let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+                v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+            };
+            Ok(nix::ifaddrs::getifaddrs()?.filter_map(of).collect())
+        })
+    }
+}
+
+impl PartialEq for Held {
+    fn eq(&self, other: &Self) -> bool {
+        self.id == other.id
+    }
+}
+
+impl Eq for Held {}
 
 /// Runs `work` on a short-lived thread inside the namespace; sockets made there stay there.
 ///

@@ -1,12 +1,16 @@
 //! Who is on this node: the seam between the agent and what schedules pods.
 
+mod difference;
 pub mod folder;
+pub mod kubernetes;
 mod object;
 
 use std::{future::Future, net::IpAddr, path::PathBuf, pin::Pin, sync::Arc};
 
 use mesh_core::{eligibility::Eligibility, snapshot::PodRef};
 use tokio::sync::mpsc;
+
+use crate::netns::Place;
 
 /// A future that a source returns.
 pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -21,7 +25,9 @@ pub struct PodInfo {
     /// Its addresses; empty until it has a network.
     pub addresses: Vec<IpAddr>,
     /// Its network namespace; none until there is one.
-    pub netns: Option<PathBuf>,
+    pub netns: Option<Place>,
+    /// Why there is none, when more is known than that it is not there yet.
+    pub lack: Option<Arc<str>>,
     /// Whether it belongs into the mesh, and why.
     pub eligibility: Eligibility,
 }
@@ -30,6 +36,11 @@ impl PodInfo {
     /// `namespace/name`, for people.
     pub fn name(&self) -> String {
         format!("{}/{}", self.pod.namespace, self.pod.name)
+    }
+
+    /// Why it has no network.
+    pub fn lack(&self) -> &str {
+        self.lack.as_deref().unwrap_or("it has no network yet")
     }
 
     /// Whether it has a network that can be captured.
@@ -66,6 +77,14 @@ pub enum AnnounceError {
         path: PathBuf,
         /// Why.
         source: std::io::Error,
+    },
+    /// The API server refuses, or cannot be reached.
+    #[error("status of pod {pod} cannot be patched; the agent needs `patch` on pods/status")]
+    Api {
+        /// The pod.
+        pod: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 

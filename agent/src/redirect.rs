@@ -47,9 +47,17 @@ impl Target {
     ///
     /// # Errors
     /// It is gone or cannot be entered.
-    pub fn open(path: &std::path::Path, addresses: &[std::net::IpAddr]) -> Result<Self, RedirectError> {
+    pub fn open(place: &netns::Place, addresses: &[std::net::IpAddr]) -> Result<Self, RedirectError> {
         let failed = |doing| move |source| RedirectError::System { doing, source };
-        let netns = File::open(path).map_err(failed("network namespace cannot be opened"))?;
+        Self::of(place.open().map_err(failed("network namespace cannot be opened"))?, addresses)
+    }
+
+    /// A pod by its open namespace.
+    ///
+    /// # Errors
+    /// It cannot be entered.
+    pub fn of(netns: File, addresses: &[std::net::IpAddr]) -> Result<Self, RedirectError> {
+        let failed = |doing| move |source| RedirectError::System { doing, source };
         let cookie = netns::cookie(&netns).map_err(failed("network namespace cannot be entered"))?;
         let v4 = addresses.iter().find_map(|ip| match ip.to_canonical() {
             std::net::IpAddr::V4(v4) => Some(v4),

@@ -1,12 +1,12 @@
 //! One task per pod that is, or is to be, in the mesh.
 
 mod enrolment;
+mod linger;
 #[cfg(test)]
 mod tests;
 
 use std::{
     collections::{HashMap, HashSet},
-    fs::File,
     sync::Arc,
 };
 
@@ -22,10 +22,10 @@ use tokio::sync::{mpsc, watch};
 
 use crate::{
     bpf::Pod,
-    netns,
+    netns::{self, Place},
     pods::{PodEvent, PodInfo, PodSource},
     redirect::AnyRedirector,
-    registry::Registry,
+    registry::{Registry, Standing},
     serve,
 };
 
@@ -138,12 +138,14 @@ impl Supervisor {
     fn consider(&mut self, info: Arc<PodInfo>) {
         let eligible = info.eligibility.is_eligible();
         if eligible && !info.has_network() {
-            return self.means.registry.set(&info, None, Some("it has no network yet".into()));
+            return self.means.registry.outside(&info, Standing::Pending, info.lack().into());
         }
-        let captured = self.take_captured(&info);
-        if !eligible && captured.is_none() {
+        let captured = self.take_captured(&info).or_else(|| self.blocked_since(&info));
+        if !eligible && (captured.is_none() || info.netns.is_none()) {
+            captured.iter().for_each(|entry| self.free(&info, entry));
             self.outside.insert(info.uid.clone());
-            return self.means.registry.set(&info, None, Some(info.eligibility.to_string()));
+            let standing = if info.eligibility.is_refused() { Standing::Refused } else { Standing::Ignored };
+            return self.means.registry.outside(&info, standing, info.eligibility.to_string());
         }
         let was_outside = self.outside.remove(&info.uid);
         let found = match captured {
@@ -158,6 +160,37 @@ impl Supervisor {
         self.running.insert(info.uid.clone(), Running { info, events });
     }
 
+    /// The kernel's entry of a pod that does not belong into the mesh: the CNI plugin blocks a pod of which
+    /// too little is known, and while no agent listens, it does so by itself.
+    fn blocked_since(&self, info: &PodInfo) -> Option<Pod> {
+        if info.eligibility.is_eligible() || !self.synced || info.addresses.is_empty() {
+            return None;
+        }
+        let captured = self.means.redirector.captured().unwrap_or_else(|error| {
+            tracing::error!(%error, "the kernel does not say which pods are captured");
+            Vec::new()
+        });
+        captured.into_iter().find(|pod| match info.netns.as_ref().map(Place::open) {
+            Some(netns) => netns.is_ok_and(|netns| netns::cookie(&netns).is_ok_and(|own| own == pod.netns)),
+            None => owns(info, pod),
+        })
+    }
+
+    /// Frees a pod that does not belong into the mesh and whose namespace is not known: nothing but the
+    /// kernel's entry can be undone.
+    fn free(&self, info: &PodInfo, entry: &Pod) {
+        match self.means.redirector.forget(entry) {
+            Ok(()) => tracing::info!(
+                pod = info.name(),
+                "it was blocked and does not belong into the mesh: it is free"
+            ),
+            Err(error) => tracing::warn!(
+                pod = info.name(), %error,
+                "it stays blocked though it does not belong into the mesh"
+            ),
+        }
+    }
+
     /// The kernel's entry of a pod: that of its network namespace, whatever its addresses, for what an agent
     /// of another version left has none here, and one with its address and another namespace is that of a
     /// pod before it. When the namespace cannot be told, the address decides: it counts as captured.
@@ -165,14 +198,10 @@ impl Supervisor {
         if self.captured.is_empty() {
             return None;
         }
-        let owns = |pod: &&Pod| {
-            let v4 = pod.v4.map(std::net::IpAddr::from);
-            let v6 = pod.v6.map(std::net::IpAddr::from);
-            info.addresses.iter().any(|ip| Some(*ip) == v4 || Some(*ip) == v6)
-        };
-        let namespace = info.netns.as_ref().and_then(|path| File::open(path).ok());
+        let namespace = info.netns.as_ref().and_then(|place| place.open().ok());
         let own = namespace.and_then(|file| netns::cookie(&file).ok());
-        let cookie = own.or_else(|| self.captured.values().find(owns).map(|pod| pod.netns))?;
+        let cookie =
+            own.or_else(|| self.captured.values().find(|pod| owns(info, pod)).map(|pod| pod.netns))?;
         self.captured.remove(&cookie)
     }
 
@@ -195,4 +224,11 @@ impl Supervisor {
             }
         }
     }
+}
+
+/// Whether an entry has an address of the pod.
+fn owns(info: &PodInfo, pod: &Pod) -> bool {
+    let v4 = pod.v4.map(std::net::IpAddr::from);
+    let v6 = pod.v6.map(std::net::IpAddr::from);
+    info.addresses.iter().any(|ip| Some(*ip) == v4 || Some(*ip) == v6)
 }

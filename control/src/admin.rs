@@ -10,7 +10,10 @@ use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::{finding::Severity, kube::health::Health, metrics::Metrics, publish::Published, push::Clients};
+use crate::{
+    ca::Authority, finding::Severity, kube::health::Health, metrics::Metrics, publish::Published,
+    push::Clients,
+};
 
 /// What the endpoint shows.
 #[derive(Clone)]
@@ -19,6 +22,8 @@ pub struct Admin {
     pub folder: Option<PathBuf>,
     /// Watches of the API server; none when it is no source.
     pub watches: Option<Health>,
+    /// The CA in use.
+    pub ca: Authority,
     /// What is current.
     pub current: watch::Receiver<Arc<Published>>,
     /// Who is connected.
@@ -44,7 +49,8 @@ pub fn router(admin: Admin) -> Router {
 
 async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
     let current = admin.current.borrow().clone();
-    if current.version > 0 {
+    let signs = admin.ca.current().is_some();
+    if current.version > 0 && signs {
         return (StatusCode::OK, "ready\n".into());
     }
     let mut text = String::new();
@@ -57,6 +63,12 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, String) {
         let why = current.findings.iter().find(|f| f.severity == Severity::Error);
         let why = why.map(|f| format!(": {}", f.reason)).unwrap_or_default();
         text = format!("awaits: first reading of the folder {}{why}", folder.display());
+    }
+    if !signs {
+        let begin = if text.is_empty() { "" } else { "\n" };
+        text.push_str(&format!(
+            "{begin}awaits: the CA: Secret culvert-ca or cacerts; the log says what fails"
+        ));
     }
     (StatusCode::SERVICE_UNAVAILABLE, text + "\n")
 }

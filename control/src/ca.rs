@@ -1,5 +1,7 @@
 //! Certificate authority: a self-signed root kept in the state folder, or a given intermediate.
 
+mod authority;
+mod material;
 mod proof;
 
 use std::{
@@ -17,15 +19,19 @@ use mesh_net::api::istio::v1::auth::{
 };
 use prometheus::IntCounterVec;
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType, string::Ia5String,
+    CertificateParams, CertificateSigningRequestParams, DistinguishedName, ExtendedKeyUsagePurpose, Issuer,
+    KeyPair, KeyUsagePurpose, SanType, string::Ia5String,
 };
 use time::{Duration, OffsetDateTime};
 use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
+pub use self::{
+    authority::{Authority, Installer},
+    material::{Material, root},
+};
 use crate::{
-    auth::{Caller, Tokens},
+    auth::{Caller, Callers},
     publish::Published,
 };
 
@@ -108,32 +114,44 @@ impl Ca {
     fn own(state: &Path, trust_domain: &str) -> Result<Self, CaError> {
         let (key_file, cert_file) = (state.join("ca-key.pem"), state.join("ca-cert.pem"));
         if !key_file.exists() || !cert_file.exists() {
-            let key = KeyPair::generate()?;
-            let mut params = CertificateParams::new(Vec::<String>::new())?;
-            params.distinguished_name = DistinguishedName::new();
-            params.distinguished_name.push(DnType::OrganizationName, trust_domain);
-            params.distinguished_name.push(DnType::CommonName, "culvert root");
-            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-            params.not_before = OffsetDateTime::now_utc() - Duration::minutes(5);
-            params.not_after = OffsetDateTime::now_utc() + Duration::days(3650);
-            let cert = params.self_signed(&key)?;
-            write(&key_file, &key.serialize_pem(), 0o600)?;
-            write(&cert_file, &cert.pem(), 0o644)?;
+            let made = root(trust_domain)?;
+            write(&key_file, &made.key, 0o600)?;
+            write(&cert_file, &made.cert, 0o644)?;
         }
-        let (key, cert) = (read(&key_file)?, read(&cert_file)?);
-        let issuer = Issuer::from_ca_cert_pem(&cert, KeyPair::from_pem(&key)?)?;
-        Ok(Self { issuer, chain: Vec::new(), roots: cert, longest: 24 * 3600 })
+        Self::of(&Material::root(read(&cert_file)?, read(&key_file)?))
     }
 
     fn intermediate(given: &Given) -> Result<Self, CaError> {
-        let cert = read(&given.cert)?;
-        let issuer = Issuer::from_ca_cert_pem(&cert, KeyPair::from_pem(&read(&given.key)?)?)?;
-        let mut chain = vec![cert];
-        if let Some(rest) = &given.chain {
-            chain.push(read(rest)?);
-        }
-        Ok(Self { issuer, chain, roots: read(&given.root)?, longest: 24 * 3600 })
+        Self::of(&Material {
+            cert: read(&given.cert)?,
+            key: read(&given.key)?,
+            chain: given.chain.as_deref().map(read).transpose()?,
+            roots: read(&given.root)?,
+            own: false,
+        })
+    }
+
+    fn of(from: &Material) -> Result<Self, CaError> {
+        let issuer = Issuer::from_ca_cert_pem(&from.cert, KeyPair::from_pem(&from.key)?)?;
+        // Who has a root needs not to be told of it; an intermediate goes with every certificate.
+        let cert = (!from.own).then(|| from.cert.clone());
+        let chain = cert.into_iter().chain(from.chain.clone()).collect();
+        Ok(Self { issuer, chain, roots: from.roots.clone(), longest: 24 * 3600 })
+    }
+
+    /// A CA from PEM texts, if what it issues is accepted by who has its root bundle.
+    ///
+    /// # Errors
+    /// See [`CaError`].
+    pub fn from_material(from: &Material, trust_domain: &str) -> Result<Self, CaError> {
+        let ca = Self::of(from)?;
+        proof::prove(&ca, trust_domain)?;
+        Ok(ca)
+    }
+
+    /// PEM bundle of the accepted roots.
+    pub fn roots(&self) -> &str {
+        &self.roots
     }
 
     /// Chain for `identity` and the key of a CSR: leaf, intermediates, root bundle last. Only the key
@@ -176,10 +194,10 @@ impl Ca {
 /// `IstioCertificateService`.
 #[derive(Clone)]
 pub struct CaService {
-    /// CA.
-    pub ca: Arc<Ca>,
+    /// The CA in use.
+    pub ca: Authority,
     /// Who may call.
-    pub tokens: Tokens,
+    pub callers: Callers,
     /// Which pods are where.
     pub current: watch::Receiver<Arc<Published>>,
     /// Our trust domain.
@@ -215,7 +233,7 @@ impl CaService {
                 let entry = (node.clone(), id.namespace.clone(), id.service_account.clone());
                 let current = self.current.borrow();
                 if current.version == 0 {
-                    return Err(Status::unavailable("the folder was not read yet: nobody's pods are known"));
+                    return Err(Status::unavailable("nothing was read yet: nobody's pods are known"));
                 }
                 match current.accounts.contains(&entry) {
                     true => Ok(id),
@@ -223,6 +241,20 @@ impl CaService {
                 }
             }
         }
+    }
+}
+
+impl CaService {
+    async fn issue(&self, request: &Request<IstioCertificateRequest>) -> Result<Vec<String>, Status> {
+        let caller = self.callers.caller(request.metadata()).await?;
+        let request = request.get_ref();
+        let identity = self.permit(&caller, impersonated(request))?;
+        let ca = self.ca.current().ok_or_else(|| Status::unavailable("there is no CA yet"))?;
+        let signed = ca.sign(&identity, &request.csr, request.validity_duration);
+        tracing::info!(%caller, %identity, "certificate issued");
+        signed.map_err(|error| {
+            Status::invalid_argument(format!("{error}: {:?}", std::error::Error::source(&error)))
+        })
     }
 }
 
@@ -239,16 +271,7 @@ impl IstioCertificateService for CaService {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let answer = self.tokens.caller(request.metadata()).and_then(|caller| {
-            let request = request.get_ref();
-            let identity = self.permit(&caller, impersonated(request))?;
-            let signed = self.ca.sign(&identity, &request.csr, request.validity_duration);
-            tracing::info!(%caller, %identity, "certificate issued");
-            signed.map_err(|error| {
-                Status::invalid_argument(format!("{error}: {:?}", std::error::Error::source(&error)))
-            })
-        });
-        match answer {
+        match self.issue(&request).await {
             Ok(cert_chain) => {
                 self.counts.with_label_values(&["issued"]).inc();
                 Ok(Response::new(IstioCertificateResponse { cert_chain }))

@@ -24,7 +24,8 @@ use serde::Serialize;
 use crate::{
     finding::{Problem, Severity},
     memory::Memory,
-    object::{Body, Key, Labels, Meta, Object, stand_in},
+    object::{Body, Key, Labels, Meta, Object, WAYPOINT_CLASSES, stand_in},
+    provision::{Owner, Wanted, Waypoint},
     source::Store,
 };
 
@@ -37,6 +38,8 @@ pub struct Options {
     pub trust_domain: Arc<str>,
     /// Namespace of mesh-wide policies.
     pub root_namespace: Arc<str>,
+    /// Gateways of class `istio-waypoint` make our waypoints too: for clusters without istiod.
+    pub istio_waypoints: bool,
 }
 
 impl Default for Options {
@@ -45,6 +48,7 @@ impl Default for Options {
             cluster: "Kubernetes".into(),
             trust_domain: "cluster.local".into(),
             root_namespace: "istio-system".into(),
+            istio_waypoints: false,
         }
     }
 }
@@ -72,12 +76,25 @@ pub struct Compiled {
     pub labels: BTreeMap<WorkloadUid, WorkloadLabels>,
     /// Namespaces that need a waypoint of ours, and why.
     pub waypoints: BTreeMap<Arc<str>, String>,
+    /// Waypoints that Gateways ask for.
+    #[serde(skip)]
+    pub gateways: Wanted,
     /// The waypoint that each service is meant for, also while it is still reached directly: that waypoint
     /// has the service's routes before the first connection comes.
     pub waypoint_of: BTreeMap<ServiceName, GatewayAddress>,
     /// What compilation has to say about objects.
     #[serde(skip)]
     pub notes: Vec<(Key, Problem)>,
+}
+
+impl Compiled {
+    /// Every waypoint that there should be: those of Gateways, and ours where routes need one.
+    pub fn wanted(&self) -> Wanted {
+        let own = self.waypoints.iter().map(|(namespace, why)| {
+            ((namespace.clone(), waypoints::OWN.into()), Waypoint { why: why.clone(), gateway: None })
+        });
+        own.chain(self.gateways.clone()).collect()
+    }
 }
 
 fn values<K, V: Serialize, S: serde::Serializer>(map: &BTreeMap<K, V>, s: S) -> Result<S::Ok, S::Error> {
@@ -147,14 +164,24 @@ fn stand_ins(cx: &mut Context<'_>) {
     }
 }
 
-/// A Gateway of a waypoint class makes nothing by itself yet: say so.
+/// A Gateway of a waypoint class makes a waypoint of its name; one of another class is somebody else's.
 fn gateways(cx: &mut Context<'_>) {
     for (key, object) in cx.each("Gateway") {
-        if let Body::Gateway(gateway) = &object.body {
-            let reason = format!("a Gateway of class {} does not make a waypoint yet", gateway.class);
-            let remedy = "run a waypoint of this name, or leave it to the one that routes bring about";
-            cx.note(key, "spec.gatewayClassName", "not-provisioned", reason, remedy);
+        let Body::Gateway(gateway) = &object.body else { continue };
+        let ours = &*gateway.class == WAYPOINT_CLASSES[0]
+            || (cx.options.istio_waypoints && &*gateway.class == WAYPOINT_CLASSES[1]);
+        if ours {
+            let owner = Owner { class: gateway.class.clone(), uid: object.meta.uid.clone() };
+            let waypoint = Waypoint { why: format!("{key} asks for it"), gateway: Some(owner) };
+            cx.out.gateways.insert((key.namespace.clone(), key.name.clone()), waypoint);
+            continue;
         }
+        let reason = format!("class {} is another controller's: nothing is made for it here", gateway.class);
+        let remedy = match &*gateway.class {
+            "istio-waypoint" => "start the control plane with --istio-waypoint-class if istiod is not there",
+            _ => "nothing to do, unless a waypoint was meant: then its class is culvert-waypoint",
+        };
+        cx.problem(key, Severity::Info, "spec.gatewayClassName", "other-controller", reason, remedy);
     }
 }
 

@@ -99,8 +99,10 @@ impl Follower {
             true => compile(&self.store, &self.options, &mut self.memory),
             false => Compiled::default(),
         };
-        if self.store.readable
-            && let Err(error) = self.provisioner.ensure(&compiled.waypoints)
+        // Nothing is removed before it is known what is wanted.
+        if self.store.read
+            && self.store.readable
+            && let Err(error) = self.provisioner.ensure(&compiled.wanted())
         {
             tracing::error!(%error, "waypoints cannot be provisioned");
         }

@@ -1,13 +1,22 @@
-//! Kubernetes as a source and as a place to write to: the client and the watches.
+//! Kubernetes as a source and as a place to write to: the client and the watches; who may ask (`tokens`), the
+//! CA (`root`, `rotation`, `bundle`), who writes (`lease`), waypoints.
 
+pub mod authority;
 mod backoff;
+pub mod bundle;
 pub mod client;
 pub mod health;
+pub mod lease;
+pub mod provision;
 mod raw;
+pub mod root;
+pub mod rotation;
+pub mod secret;
 pub mod state;
 mod supervise;
 #[cfg(test)]
 mod tests;
+pub mod tokens;
 mod watch;
 pub mod write;
 
@@ -30,6 +39,13 @@ use crate::{
 };
 
 pub use self::raw::Raw;
+
+/// Field manager of what we apply.
+pub const MANAGER: &str = "culvert";
+/// Label of what we made.
+pub const MANAGED_BY: &str = "culvert.dev/managed-by";
+/// Its value.
+pub const CONTROL: &str = "control";
 
 /// Seconds after which a watch is asked for anew, and a dead connection is noticed five seconds later at
 /// the latest. Taking a watch up again costs one request.

@@ -24,6 +24,8 @@ struct Args {
     /// Namespace of this pod.
     #[arg(long, env = "POD_NAMESPACE", default_value = "culvert-system")]
     pod_namespace: String,
+    #[command(flatten)]
+    on_kubernetes: control::kube::authority::Flags,
     /// Folder for the CA's key and the virtual addresses.
     #[arg(long)]
     state_dir: PathBuf,
@@ -54,8 +56,11 @@ struct Args {
     /// Namespace of mesh-wide policies.
     #[arg(long, default_value = "istio-system")]
     root_namespace: String,
+    /// Gateways of class `istio-waypoint` make waypoints here too: only where istiod is absent.
+    #[arg(long)]
+    istio_waypoint_class: bool,
     /// Certificate of a given intermediate CA.
-    #[arg(long, requires_all = ["ca_key", "root_cert"])]
+    #[arg(long, requires_all = ["ca_key", "root_cert"], conflicts_with = "kubernetes")]
     ca_cert: Option<PathBuf>,
     /// Its key.
     #[arg(long)]
@@ -78,6 +83,7 @@ impl Args {
             kubeconfig: self.kubeconfig,
             pod: self.pod_name,
             namespace: self.pod_namespace,
+            flags: self.on_kubernetes,
         });
         server::Config {
             folder: self.folder,
@@ -94,6 +100,7 @@ impl Args {
                 cluster: self.cluster.into(),
                 trust_domain: self.trust_domain.into(),
                 root_namespace: self.root_namespace.into(),
+                istio_waypoints: self.istio_waypoint_class,
             },
         }
     }

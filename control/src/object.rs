@@ -16,7 +16,7 @@ use serde_json::Value;
 
 pub use authz::{Authorization, Mode, PeerAuth, cidr};
 pub use external::{Entry, Place, Resolution, ServiceEntry};
-pub use kube::{Gateway, Pod, Service, ServicePort, TargetPort};
+pub use kube::{Gateway, Pod, Service, ServicePort, TargetPort, WAYPOINT_CLASSES};
 pub use rule::DestinationRule;
 pub use slice::{Slice, SliceEndpoint};
 pub use virtual_service::VirtualService;
@@ -61,6 +61,8 @@ pub struct Meta {
     pub annotations: Labels,
     /// `creationTimestamp`, for "oldest wins"; empty sorts first.
     pub created: Arc<str>,
+    /// `uid`; empty outside an API server.
+    pub uid: Arc<str>,
 }
 
 /// An object.
@@ -157,7 +159,8 @@ pub fn parse(value: &Value, sink: &Sink) -> (Key, Option<Object>) {
             }
         }
         let created = m.string("creationTimestamp").unwrap_or_else(|| Arc::from(""));
-        (namespace, name, Meta { labels: m.map("labels"), annotations: m.map("annotations"), created })
+        let uid = m.string("uid").unwrap_or_default();
+        (namespace, name, Meta { labels: m.map("labels"), annotations: m.map("annotations"), created, uid })
     });
     doc.at("metadata", |m| unsupported::report(&m, &meta));
     let namespace = if CLUSTER_KINDS.contains(&&*kind) { Arc::from("") } else { namespace };

@@ -9,13 +9,46 @@ use std::{
 
 use serde_json::{Value, json};
 
+use crate::object::WAYPOINT_CLASSES;
+
+/// Namespace and name of a waypoint.
+pub type Place = (Arc<str>, Arc<str>);
+
+/// The waypoints that there should be.
+pub type Wanted = BTreeMap<Place, Waypoint>;
+
+/// A waypoint that there should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Waypoint {
+    /// What asks for it.
+    pub why: String,
+    /// The Gateway that it belongs to; none when it comes by itself.
+    pub gateway: Option<Owner>,
+}
+
+/// A Gateway object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// Its class.
+    pub class: Arc<str>,
+    /// Its uid; empty when it comes from a folder.
+    pub uid: Arc<str>,
+}
+
+impl Waypoint {
+    /// The class that its labels name.
+    pub fn class(&self) -> &str {
+        self.gateway.as_ref().map_or(WAYPOINT_CLASSES[0], |owner| &owner.class)
+    }
+}
+
 /// Makes and removes waypoints; the folder and Kubernetes each implement it.
 pub trait Provisioner: Send {
-    /// Brings the waypoints of ours to exactly these namespaces (with the reason).
+    /// Brings the waypoints of ours to exactly these.
     ///
     /// # Errors
     /// Objects cannot be written.
-    fn ensure(&mut self, namespaces: &BTreeMap<Arc<str>, String>) -> io::Result<()>;
+    fn ensure(&mut self, wanted: &Wanted) -> io::Result<()>;
 }
 
 /// Makes none: somebody else does.
@@ -23,7 +56,7 @@ pub trait Provisioner: Send {
 pub struct Nobody;
 
 impl Provisioner for Nobody {
-    fn ensure(&mut self, _: &BTreeMap<Arc<str>, String>) -> io::Result<()> {
+    fn ensure(&mut self, _: &Wanted) -> io::Result<()> {
         Ok(())
     }
 }
@@ -44,44 +77,57 @@ impl FolderProvisioner {
 const PREFIX: &str = "waypoint-";
 
 impl Provisioner for FolderProvisioner {
-    fn ensure(&mut self, namespaces: &BTreeMap<Arc<str>, String>) -> io::Result<()> {
-        let wanted: BTreeSet<String> = namespaces.keys().map(|ns| format!("{PREFIX}{ns}.yaml")).collect();
+    fn ensure(&mut self, wanted: &Wanted) -> io::Result<()> {
+        let files: BTreeSet<String> = wanted.keys().map(file).collect();
         if self.folder.exists() {
             for entry in fs::read_dir(&self.folder)? {
                 let entry = entry?;
                 let name = entry.file_name().to_string_lossy().into_owned();
-                if name.starts_with(PREFIX) && name.ends_with(".yaml") && !wanted.contains(&name) {
+                if name.starts_with(PREFIX) && name.ends_with(".yaml") && !files.contains(&name) {
                     fs::remove_file(entry.path())?;
                     tracing::info!(file = %name, "waypoint no longer needed");
                 }
             }
         }
-        for (namespace, why) in namespaces {
-            let path = self.folder.join(format!("{PREFIX}{namespace}.yaml"));
+        for (place @ (namespace, name), waypoint) in wanted {
+            let file = file(place);
+            let path = self.folder.join(&file);
             if !path.exists() {
                 fs::create_dir_all(&self.folder)?;
-                let hidden = self.folder.join(format!(".{PREFIX}{namespace}.tmp"));
-                fs::write(&hidden, manifest(namespace, why)?)?;
+                let hidden = self.folder.join(format!(".{file}.tmp"));
+                fs::write(&hidden, manifest(place, waypoint)?)?;
                 fs::rename(&hidden, &path)?;
-                tracing::info!(%namespace, reason = %why, "waypoint created");
+                tracing::info!(%namespace, %name, reason = %waypoint.why, "waypoint created");
             }
         }
         Ok(())
     }
 }
 
-fn manifest(namespace: &str, why: &str) -> io::Result<String> {
-    let name = "waypoint";
-    let labels = json!({
-        "gateway.networking.k8s.io/gateway-class-name": "culvert-waypoint",
+/// A namespace has no dot, so that no two waypoints share a file.
+fn file((namespace, name): &Place) -> String {
+    match &**name {
+        "waypoint" => format!("{PREFIX}{namespace}.yaml"),
+        name => format!("{PREFIX}{namespace}.{name}.yaml"),
+    }
+}
+
+/// Labels of every object of a waypoint.
+pub fn labels(name: &str, waypoint: &Waypoint) -> Value {
+    json!({
+        "gateway.networking.k8s.io/gateway-class-name": waypoint.class(),
         "gateway.networking.k8s.io/gateway-name": name,
-    });
+    })
+}
+
+fn manifest((namespace, name): &Place, waypoint: &Waypoint) -> io::Result<String> {
+    let labels = labels(name, waypoint);
     let mut pod_labels = labels.clone();
     pod_labels["istio.io/dataplane-mode"] = json!("none");
     pod_labels["networking.istio.io/tunnel"] = json!("http");
     let meta = json!({
         "name": name, "namespace": namespace, "labels": labels,
-        "annotations": {"culvert.dev/reason": why},
+        "annotations": {"culvert.dev/reason": waypoint.why},
     });
     let selector = json!({"gateway.networking.k8s.io/gateway-name": name});
     let objects: [Value; 3] = [
@@ -112,8 +158,9 @@ fn manifest(namespace: &str, why: &str) -> io::Result<String> {
 mod tests {
     use super::*;
 
-    fn needs(namespaces: &[&str]) -> BTreeMap<Arc<str>, String> {
-        namespaces.iter().map(|ns| (Arc::from(*ns), format!("routes of {ns}"))).collect()
+    fn needs(namespaces: &[&str]) -> Wanted {
+        let waypoint = |ns| Waypoint { why: format!("routes of {ns}"), gateway: None };
+        namespaces.iter().map(|ns| ((Arc::from(*ns), Arc::from("waypoint")), waypoint(ns))).collect()
     }
 
     fn files(folder: &std::path::Path) -> Vec<String> {

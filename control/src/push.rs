@@ -18,7 +18,7 @@ pub use self::{
     session::{Asked, Awaited, ORDER, Removals, Session, TYPES},
 };
 use crate::{
-    auth::{Caller, Tokens},
+    auth::{Caller, Callers},
     publish::Published,
 };
 
@@ -31,7 +31,7 @@ pub struct Push {
     /// What is current.
     pub current: watch::Receiver<Arc<Published>>,
     /// Who may call.
-    pub tokens: Tokens,
+    pub callers: Callers,
     /// Who is connected.
     pub clients: Arc<Clients>,
 }
@@ -174,7 +174,7 @@ impl AggregatedDiscoveryService for Push {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let caller = self.tokens.caller(request.metadata())?;
+        let caller = self.callers.caller(request.metadata()).await?;
         let id = self.clients.add(&caller);
         tracing::info!(client = id, caller = %caller, "client came");
         let (out, responses) = mpsc::channel(QUEUE);

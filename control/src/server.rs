@@ -1,5 +1,6 @@
 //! The running control plane: follows the folder, serves configuration, certificates and admin.
 
+mod cluster;
 mod tls;
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
@@ -17,24 +18,24 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 
+use self::cluster::Cluster;
 use crate::{
     admin::{
         Admin,
         bounded::{Bounded, CONNECTIONS},
         router, socket,
     },
-    auth::Tokens,
-    ca::{Ca, CaService, Given},
+    auth::Callers,
+    ca::{CaService, Given},
     compile::Options,
     follow::{Follower, built, follow},
-    kube::{self, client, health::Health, state::State, write::Writer},
+    kube,
     memory::Memory,
     metrics::Metrics,
     provision::{FolderProvisioner, Nobody, Provisioner},
     publish::Published,
     push::{Clients, Push},
     shelf::Shelf,
-    source::api::Change,
 };
 
 /// Settings.
@@ -73,6 +74,8 @@ pub struct Kubernetes {
     pub pod: String,
     /// Its namespace.
     pub namespace: String,
+    /// Callers, CA and waypoints there.
+    pub flags: kube::authority::Flags,
 }
 
 /// Changes of the API server that wait to be compiled: beyond them the watches wait.
@@ -98,7 +101,11 @@ pub async fn run(config: Config) -> Result<()> {
 /// # Errors
 /// See [`run`].
 pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)) -> Result<()> {
-    let ca = Arc::new(Ca::open(&config.state, config.ca.as_ref(), &config.options.trust_domain)?);
+    let cluster = match &config.kubernetes {
+        Some(settings) => Some(Cluster::start(settings, &config).await?),
+        None => None,
+    };
+    let ca = cluster::ca(&config, cluster.as_ref())?;
     // From here on a signal ends the process in order, whatever is there already.
     let mut interrupted = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;
@@ -106,24 +113,27 @@ pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)
     let (sender, current) = watch::channel(Arc::new(Published::default()));
     let clients = Arc::new(Clients::new(metrics.clone()));
     let shelf = Shelf::new();
-    let follower = follower(&config, &metrics, &shelf, sender);
+    let follower = follower(&config, &metrics, &shelf, sender, cluster.as_ref());
     let (tell, changes) = mpsc::channel(CHANGES);
-    let watches = match &config.kubernetes {
-        Some(settings) => Some(watched(settings, &metrics, shelf, tell, current.clone()).await?),
-        None => None,
+    let watches = match (&config.kubernetes, &cluster) {
+        (Some(settings), Some(cluster)) => {
+            Some(cluster.follow(settings, &metrics, shelf, tell, current.clone()))
+        }
+        _ => None,
     };
     let following = tokio::spawn(follow(built(follower, Follower::build).await?, changes));
-    // Without a file nobody is known by one.
-    let tokens = Tokens(config.tokens.clone().unwrap_or_default());
-    let push = Push { current: current.clone(), tokens: tokens.clone(), clients: clients.clone() };
+    let reviewer = cluster.as_ref().map(|cluster| cluster.started.reviewer.clone());
+    let callers = Callers::new(config.tokens.clone(), reviewer);
+    let push = Push { current: current.clone(), callers: callers.clone(), clients: clients.clone() };
     let service = CaService {
         ca: ca.clone(),
-        tokens,
+        callers,
         current: current.clone(),
         trust_domain: config.options.trust_domain.clone(),
         counts: metrics.certificates.clone(),
     };
-    let admin = router(Admin { folder: config.folder.clone(), watches, current, clients, metrics });
+    let admin =
+        router(Admin { folder: config.folder.clone(), watches, ca: ca.clone(), current, clients, metrics });
     let listener = TcpListener::bind(config.admin).await.context("admin address cannot be bound")?;
     let admin_address = listener.local_addr()?;
     let served = axum::serve(Bounded::new(listener, CONNECTIONS), admin.clone());
@@ -140,9 +150,8 @@ pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)
     };
     let listener = TcpListener::bind(config.listen).await.context("address cannot be bound")?;
     let address = listener.local_addr()?;
-    let certificate = tls::Renewing::new(ca, names(&config))?;
     let (handed, incoming) = mpsc::channel(ACCEPTED);
-    let accepting = tls::accept(listener, certificate, handed);
+    let accepting = tls::accept(listener, ca, names(&config), handed);
     bound(address, admin_address);
     tracing::info!(listen = %address, admin = %admin_address, "control plane started");
     let grpc = Server::builder()
@@ -151,36 +160,19 @@ pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)
         .add_service(AggregatedDiscoveryServiceServer::new(push).max_decoding_message_size(REQUEST_LIMIT))
         .add_service(IstioCertificateServiceServer::new(service))
         .serve_with_incoming(ReceiverStream::new(incoming));
-    tokio::select! {
+    let ended = tokio::select! {
         ended = grpc => ended.context("configuration server ended"),
         ended = accepting => ended.context("accepting connections ended"),
         ended = served.into_future() => ended.context("admin server ended"),
         ended = locally => ended.context("admin socket ended"),
-        ended = following => ended.context("following the sources ended")?,
+        ended = following => ended.context("following the sources ended").flatten(),
         _ = interrupted.recv() => Ok(()),
         _ = terminated.recv() => Ok(()),
+    };
+    if let Some(cluster) = cluster {
+        cluster.started.lease.release().await;
     }
-}
-
-/// Starts the watches of the API server.
-async fn watched(
-    settings: &Kubernetes,
-    metrics: &Metrics,
-    shelf: Shelf,
-    tell: mpsc::Sender<Change>,
-    current: watch::Receiver<Arc<Published>>,
-) -> Result<Health> {
-    let client = client::connect(settings.kubeconfig.as_deref()).await?;
-    let health = Health::new(metrics.clone());
-    let state = State::new(client.clone(), &settings.namespace, shelf.clone(), health.clone());
-    let (always, held) = watch::channel(true);
-    // Until a lease says otherwise this replica writes.
-    std::mem::forget(always);
-    tokio::spawn(state.clone().follow(tell.clone()));
-    tokio::spawn(state.clone().keep(held.clone()));
-    tokio::spawn(Writer::new(client.clone(), &settings.pod, health.clone()).run(held, current));
-    tokio::spawn(kube::follow(client, state, shelf, tell, health.clone()));
-    Ok(health)
+    ended
 }
 
 fn follower(
@@ -188,6 +180,7 @@ fn follower(
     metrics: &Metrics,
     shelf: &Shelf,
     out: watch::Sender<Arc<Published>>,
+    cluster: Option<&Cluster>,
 ) -> Follower {
     let memory = match config.kubernetes {
         Some(_) => Memory::shared(config.service_cidr, &config.state, shelf),
@@ -197,9 +190,10 @@ fn follower(
     if config.kubernetes.is_some() {
         store = store.on_kubernetes(config.folder.is_some());
     }
-    let provisioner: Box<dyn Provisioner> = match &config.folder {
-        Some(folder) => Box::new(FolderProvisioner::new(folder)),
-        None => Box::new(Nobody),
+    let provisioner: Box<dyn Provisioner> = match (cluster, &config.folder) {
+        (Some(cluster), _) => Box::new(cluster.started.provisioner.clone()),
+        (None, Some(folder)) => Box::new(FolderProvisioner::new(folder)),
+        (None, None) => Box::new(Nobody),
     };
     Follower {
         store,
@@ -217,5 +211,7 @@ fn follower(
 fn names(config: &Config) -> Vec<String> {
     let mut names = vec!["localhost".to_string(), "127.0.0.1".into(), config.listen.ip().to_string()];
     names.extend(config.names.iter().cloned());
+    let of_service = |settings: &Kubernetes| kube::authority::names(&settings.namespace);
+    names.extend(config.kubernetes.iter().flat_map(of_service));
     names
 }

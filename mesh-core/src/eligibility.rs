@@ -32,6 +32,8 @@ pub struct Candidate<'a> {
     pub annotations: &'a BTreeMap<String, String>,
     /// `spec.hostNetwork`.
     pub host_network: bool,
+    /// Whether it runs in a guest of its own (see [`is_sandboxed`]).
+    pub sandboxed: bool,
     /// Namespaces that never take part (`kube-system` by default).
     pub excluded_namespaces: &'a [String],
 }
@@ -56,12 +58,19 @@ pub enum Eligibility {
     OptedOut,
     /// Out: nothing asks for it.
     NotSelected,
+    /// Out although labels ask for it: a guest kernel's sockets cannot be captured.
+    SandboxedRuntime,
 }
 
 impl Eligibility {
     /// Whether the pod belongs into the mesh.
     pub fn is_eligible(self) -> bool {
         matches!(self, Self::PodLabel | Self::NamespaceLabel | Self::InjectionLabel)
+    }
+
+    /// Whether labels ask for the mesh and the pod cannot be in it.
+    pub fn is_refused(self) -> bool {
+        self == Self::SandboxedRuntime
     }
 
     /// One sentence for people.
@@ -75,6 +84,10 @@ impl Eligibility {
             Self::ExcludedNamespace => "its namespace is excluded by configuration",
             Self::OptedOut => "the pod's istio.io/dataplane-mode label opts out",
             Self::NotSelected => "neither the pod nor its namespace is labelled for the mesh",
+            Self::SandboxedRuntime => {
+                "its runtime class runs it in a guest whose sockets cannot be captured; \
+                 use another runtimeClassName, or label the pod istio.io/dataplane-mode=none"
+            }
         }
     }
 }
@@ -85,9 +98,58 @@ impl fmt::Display for Eligibility {
     }
 }
 
+/// Whether a pod with this `spec.runtimeClassName` runs in a guest of its own (gVisor, Kata and kin), by
+/// the names that their handlers have. `overhead` says that it has a `spec.overhead`: what a guest costs
+/// beside its containers, which plain containers do not have.
+pub fn is_sandboxed(runtime_class: Option<&str>, overhead: bool) -> bool {
+    const GUESTS: [&str; 7] =
+        ["kata", "gvisor", "runsc", "firecracker", "cloud-hypervisor", "peerpod", "peer-pod"];
+    runtime_class.is_some_and(|class| overhead || GUESTS.iter().any(|guest| class.contains(guest)))
+}
+
 /// Decides whether a pod belongs into the mesh. Exclusions come first, then the pod's own label,
 /// then the namespace's.
 pub fn decide(pod: &Candidate<'_>) -> Eligibility {
+    match selected(pod) {
+        wanted if wanted.is_eligible() && pod.sandboxed => Eligibility::SandboxedRuntime,
+        decided => decided,
+    }
+}
+
+/// What is remembered of a pod's namespace where nobody can be asked about the pod itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Remembered<'a> {
+    /// Namespace.
+    pub namespace: &'a str,
+    /// Its labels as they were last known; none when it never was.
+    pub labels: Option<&'a BTreeMap<String, String>>,
+    /// Whether pods in it were seen that ask for the mesh by a label of their own.
+    pub own_labels: bool,
+    /// Namespaces that never take part.
+    pub excluded_namespaces: &'a [String],
+}
+
+/// Whether a pod of which only the namespace is known may belong into the mesh. Such a pod starts blocked
+/// until somebody knows better: yes for what is not known.
+pub fn may_be_eligible(known: &Remembered<'_>) -> bool {
+    if known.excluded_namespaces.iter().any(|n| n == known.namespace) {
+        return false;
+    }
+    let Some(labels) = known.labels else { return true };
+    let none = BTreeMap::new();
+    let by_namespace = selected(&Candidate {
+        namespace: known.namespace,
+        namespace_labels: labels,
+        labels: &none,
+        annotations: &none,
+        host_network: false,
+        sandboxed: false,
+        excluded_namespaces: &[],
+    });
+    known.own_labels || by_namespace.is_eligible()
+}
+
+fn selected(pod: &Candidate<'_>) -> Eligibility {
     if pod.host_network {
         return Eligibility::HostNetwork;
     }

@@ -1,6 +1,7 @@
 //! Certificates from the control plane (`IstioCertificateService`), one per identity, renewed at half-life.
 
 mod manager;
+mod roots;
 
 use std::{future::Future, pin::Pin, time::SystemTime};
 
@@ -10,7 +11,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::P
 use tonic::{Code, Request};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-pub use manager::{CertState, CertificateManager, ManagerConfig};
+pub use manager::{CertState, CertificateManager, ManagerConfig, Renewer};
+pub use roots::follow_roots;
 
 use crate::{
     api::istio::v1::auth::{

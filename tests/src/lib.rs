@@ -11,6 +11,7 @@ pub mod cgroup;
 pub mod cluster;
 pub mod echo;
 pub mod guard;
+pub mod istiod;
 pub mod janitor;
 pub mod load;
 pub mod manifest;

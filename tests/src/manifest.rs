@@ -79,6 +79,21 @@ pub fn objects(cluster: &Path, kind: &str) -> Vec<Value> {
     found
 }
 
+/// Every object of the folder; none when a part of it cannot be read just now.
+pub fn all(cluster: &Path) -> Option<Vec<Value>> {
+    let mut found = Vec::new();
+    for file in files(cluster) {
+        let text = fs::read_to_string(&file).ok()?;
+        for document in serde_norway::Deserializer::from_str(&text) {
+            let value = Value::deserialize(document).ok()?;
+            if value["kind"].is_string() {
+                found.push(value);
+            }
+        }
+    }
+    Some(found)
+}
+
 /// Whether every file of the folder is YAML.
 pub fn is_readable(cluster: &Path) -> bool {
     files(cluster).iter().all(|file| {

@@ -1,12 +1,27 @@
 //! Running host programs. The harness may do that; the product never does.
 
-use std::process::{Command, Stdio};
+use std::{
+    io::Write,
+    process::{Command, Stdio},
+};
 
 use anyhow::{Context, Result, bail};
 
 /// Runs a program and returns its standard output; fails with its standard error.
 pub fn output(command: &mut Command) -> Result<String> {
     let out = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
+    if !out.status.success() {
+        bail!("{command:?} ended with {}: {}", out.status, String::from_utf8_lossy(&out.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+/// Runs a program with text on its standard input and returns its standard output.
+pub fn fed(command: &mut Command, text: &str) -> Result<String> {
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.spawn().with_context(|| format!("cannot start {command:?}"))?;
+    child.stdin.take().context("input is piped")?.write_all(text.as_bytes())?;
+    let out = child.wait_with_output()?;
     if !out.status.success() {
         bail!("{command:?} ended with {}: {}", out.status, String::from_utf8_lossy(&out.stderr).trim());
     }

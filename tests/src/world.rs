@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
-    cgroup, janitor, manifest, net,
+    cgroup,
+    istiod::{self, Istiod},
+    janitor, manifest, net,
     process::{Place, Process},
     shell, wait,
 };
@@ -102,9 +104,12 @@ pub struct World {
     pub agent_words: Vec<String>,
     /// The folder that agents read; none is that of the cluster.
     pub agent_folder: Option<PathBuf>,
+    /// A kubeconfig: agents watch that API server instead of a folder.
+    pub agent_kubeconfig: Option<PathBuf>,
     /// What agents log, as a filter of theirs.
     pub agent_filter: String,
     control: Option<Process>,
+    istiod: Option<Istiod>,
     agents: BTreeMap<u8, Process>,
     owned: bool,
 }
@@ -118,11 +123,15 @@ impl World {
     pub fn new(spec: &Spec) -> Result<Self> {
         janitor::sweep()?;
         let id = janitor::claim()?;
-        let world = Self::with_id(id, spec.nodes, spec.programs.clone(), true);
+        let mut world = Self::with_id(id, spec.nodes, spec.programs.clone(), true);
         for folder in ["cluster", "logs", "tokens", "state"] {
             fs::create_dir_all(world.root.join(folder))?;
         }
-        net::underlay(&world.underlay().netns)?;
+        if istiod::is_asked_for() {
+            world.istiod = Some(Istiod::new()?);
+        } else {
+            net::underlay(&world.underlay().netns)?;
+        }
         for index in 0..spec.nodes {
             let name = world.node_place(index).netns;
             net::node(&world.underlay().netns, &name, index, spec.nodes)?;
@@ -157,8 +166,10 @@ impl World {
             running: BTreeMap::new(),
             agent_words: Vec::new(),
             agent_folder: None,
+            agent_kubeconfig: None,
             agent_filter: "info".to_string(),
             control: None,
+            istiod: None,
             agents: BTreeMap::new(),
             owned,
         }
@@ -203,7 +214,15 @@ impl World {
 
     /// The namespace between the nodes.
     pub fn underlay(&self) -> Place {
-        self.place("u", "underlay")
+        match &self.istiod {
+            Some(istiod) => istiod.underlay(),
+            None => self.place("u", "underlay"),
+        }
+    }
+
+    /// Name of a node.
+    pub fn node_name(&self, index: u8) -> String {
+        node_name(index)
     }
 
     /// The namespace of a node; `control` and agents run in such places, not in containers.
@@ -310,6 +329,11 @@ impl World {
 
     /// Starts the control plane and waits until it is ready.
     pub fn start_control(&mut self) -> Result<()> {
+        if let Some(mut istiod) = self.istiod.take() {
+            let started = istiod.start(self);
+            self.istiod = Some(istiod);
+            return started;
+        }
         let place = self.underlay();
         let program = self.programs.join("culvert-control");
         let mut command = place.command(&program.to_string_lossy())?;
@@ -326,6 +350,7 @@ impl World {
     /// Stops the control plane.
     pub fn stop_control(&mut self) {
         self.control = None;
+        self.istiod.iter_mut().for_each(Istiod::stop);
     }
 
     /// Starts a node's agent and waits until it is ready.
@@ -339,26 +364,44 @@ impl World {
     /// Starts a node's agent and waits for nothing.
     pub fn spawn_agent(&mut self, index: u8) -> Result<()> {
         let name = node_name(index);
-        let bpffs = self.root.join(format!("bpf-{name}"));
-        if !bpffs.exists() {
-            fs::create_dir_all(&bpffs)?;
-            shell::output(Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&bpffs))?;
-        }
+        let bpffs = self.bpffs(index)?;
         let program = self.programs.join("culvert-agent");
         let mut command = self.node_place(index).command(&program.to_string_lossy())?;
-        let folder = self.agent_folder.clone().unwrap_or_else(|| self.cluster());
-        command.args(["--node", &name]).arg("--folder").arg(folder);
+        command.args(["--node", &name]);
+        match &self.agent_kubeconfig {
+            Some(path) => command.arg("--kubernetes").arg("--kubeconfig").arg(path),
+            None => command.arg("--folder").arg(self.agent_folder.clone().unwrap_or_else(|| self.cluster())),
+        };
         command.arg("--cgroup").arg(self.node_cgroup(index)).arg("--bpffs").arg(&bpffs);
         command.args(["--control", &self.control_url()]).arg("--ca-root").arg(self.ca_root());
         command.arg("--token-file").arg(self.token_file(&name));
-        command.arg("--state-dir").arg(self.root.join("state").join(&name));
+        command.arg("--state-dir").arg(self.agent_state(index));
         command.args(["--admin", &format!("0.0.0.0:{AGENT_ADMIN}")]);
         command.arg("--admin-socket").arg(janitor::sockets(&self.id).join(format!("agent-{name}.sock")));
         command.args(["--instance-ip", &net::node_address(index).to_string()]);
+        if self.istiod.is_some() {
+            command.args(["--pod-name", &istiod::agent_pod(&name), "--pod-namespace", istiod::NAMESPACE]);
+            command.args(["--control-name", istiod::SERVER_NAME]);
+        }
         command.args(&self.agent_words).env("RUST_LOG", &self.agent_filter);
         let process = Process::spawn(&mut command, &self.log_file(&format!("agent-{name}")))?;
         self.agents.insert(index, process);
         Ok(())
+    }
+
+    /// A node's bpf file system, mounted.
+    pub fn bpffs(&self, index: u8) -> Result<PathBuf> {
+        let bpffs = self.root.join(format!("bpf-{}", node_name(index)));
+        if !bpffs.exists() {
+            fs::create_dir_all(&bpffs)?;
+            shell::output(Command::new("mount").args(["-t", "bpf", "bpf"]).arg(&bpffs))?;
+        }
+        Ok(bpffs)
+    }
+
+    /// A node's agent's state folder.
+    pub fn agent_state(&self, index: u8) -> PathBuf {
+        self.root.join("state").join(node_name(index))
     }
 
     /// Process id of a node's agent.
@@ -431,6 +474,7 @@ impl Drop for World {
         self.running.clear();
         self.agents.clear();
         self.control = None;
+        self.istiod = None;
         if let Err(error) = janitor::remove(&self.id) {
             eprintln!("world {} could not be removed: {error:#}", self.id);
         }

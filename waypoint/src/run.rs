@@ -9,7 +9,7 @@ use anyhow::Context;
 use mesh_core::snapshot::Snapshot;
 use mesh_net::{
     admin::{Admin, Answer, bind_unix, serve_tcp, serve_unix},
-    ca::{CertState, CertificateManager, IstioCa, ManagerConfig},
+    ca::{CertState, CertificateManager, IstioCa, ManagerConfig, follow_roots},
     store::{Cache, SnapshotStore, Versions},
     task::Ready,
     telemetry,
@@ -84,8 +84,12 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         stop.clone(),
     ));
 
+    let roots = config.ca_root.clone();
     let signer = IstioCa { endpoint, validity_seconds: VALIDITY, impersonate: false };
     let manager = CertificateManager::new(signer, ManagerConfig::default());
+    if let Some(file) = roots {
+        tokio::spawn(follow_roots(file, manager.renewer(), stop.clone()));
+    }
     let certificate = manager.subscribe(&config.me().workload.identity());
     let awaited = ready.awaits("certificate");
     let mut first = certificate.clone();

@@ -44,6 +44,9 @@ enum Verb {
         /// After `k8s`: the cluster stays up.
         #[arg(long)]
         keep: bool,
+        /// Runs the end-to-end tests of what agents do with Istio's control plane in the place of ours.
+        #[arg(long, value_name = "CONTROL", value_parser = ["istiod"], conflicts_with_all = ["case", "keep"])]
+        control: Option<String>,
     },
     /// Regenerates `mesh-net/src/api` from the protos, and manifests, chart and their tables.
     Codegen {
@@ -106,9 +109,10 @@ fn dispatch(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Bench { args } => return launch::launch(&root, "culvert-bench", &args),
         Verb::Setup => setup::announce(&root),
         Verb::Build { release } => build::all(&root, release),
-        Verb::Test { filter, case, keep } if filter.as_deref() == Some("k8s") => {
+        Verb::Test { filter, case, keep, .. } if filter.as_deref() == Some("k8s") => {
             test::on_kubernetes(&root, case.as_deref(), keep)
         }
+        Verb::Test { filter, control: Some(_), .. } => test::under_istiod(&root, filter.as_deref()),
         Verb::Test { filter, .. } => test::run_tests(&root, filter.as_deref()),
         Verb::Codegen { check } => codegen::run(&root, check),
         Verb::Images { out, debug } => images::run_images(&root, out, debug),

@@ -19,6 +19,7 @@ use aya::{
 };
 
 use aya_log::{EbpfLogger, Level};
+use nix::fcntl::{Flock, FlockArg};
 
 use super::{
     BpfError, OBJECT,
@@ -69,18 +70,8 @@ impl Bpf {
     /// # Errors
     /// Says which object failed and what to do; what was pinned before stays as it was.
     pub fn load(config: &BpfConfig) -> Result<Self, BpfError> {
-        if OBJECT.is_empty() {
-            return Err(BpfError::NoObject);
-        }
-        mount_bpffs(&config.bpffs)?;
-        let pins = config.bpffs.join("culvert").join(&config.node).join(format!("v{ABI_VERSION}"));
-        let bpf = Self {
-            digest: digest(config.debug),
-            debug: config.debug,
-            log: Mutex::new(None),
-            maps: Maps::default_closed(),
-            pins,
-        };
+        let bpf = Self::unloaded(config)?;
+        let _turn = Turn::take(&bpf.pins, FlockArg::LockExclusive)?;
         create(&bpf.map_dir())?;
         create(&bpf.link_dir())?;
         let mut object = bpf.object(0, &config.capacities)?;
@@ -94,6 +85,44 @@ impl Bpf {
         bpf.remove_other_links()?;
         versions::forget_tables(&bpf.pins)?;
         Ok(bpf)
+    }
+
+    /// Uses what another process, an agent of any build, keeps in the kernel, and replaces nothing of it.
+    /// Loads only where nothing is, as after a start of the machine.
+    ///
+    /// # Errors
+    /// The agent is about to load; only another ABI version is there; and as for [`Bpf::load`].
+    pub fn join(config: &BpfConfig) -> Result<Self, BpfError> {
+        let bpf = Self::unloaded(config)?;
+        let turn = Turn::take(&bpf.pins, FlockArg::LockExclusiveNonblock)?;
+        let whole =
+            |dir: &PathBuf| CONNECT.iter().chain([&SOCKETS, &RELEASE]).all(|link| dir.join(link).exists());
+        if !list(&bpf.pins.join("links"))?.iter().any(whole) {
+            if !versions::other_links(&bpf.pins)?.is_empty() {
+                return Err(BpfError::OtherVersion { path: bpf.pins });
+            }
+            drop(turn);
+            return Self::load(config);
+        }
+        create(&bpf.link_dir())?;
+        let mut object = bpf.object(0, &config.capacities)?;
+        Ok(Self { maps: Maps::take(&mut object)?, ..bpf })
+    }
+
+    fn unloaded(config: &BpfConfig) -> Result<Self, BpfError> {
+        if OBJECT.is_empty() {
+            return Err(BpfError::NoObject);
+        }
+        mount_bpffs(&config.bpffs)?;
+        let pins = config.bpffs.join("culvert").join(&config.node).join(format!("v{ABI_VERSION}"));
+        create(&pins)?;
+        Ok(Self {
+            digest: digest(config.debug),
+            debug: config.debug,
+            log: Mutex::new(None),
+            maps: Maps::default_closed(),
+            pins,
+        })
     }
 
     /// What the programs log; none when they do not, and for whoever asks a second time.
@@ -224,6 +253,17 @@ impl Bpf {
     /// Pins of the links of this object: what runs now.
     pub(super) fn pinned_links(&self) -> Result<Vec<PathBuf>, BpfError> {
         list(&self.link_dir())
+    }
+}
+
+/// Only one process at a time changes what is pinned for the node.
+struct Turn(#[allow(dead_code, reason = "the lock is held while it lives")] Flock<File>);
+
+impl Turn {
+    fn take(pins: &Path, how: FlockArg) -> Result<Self, BpfError> {
+        let failed = |source| BpfError::Busy { path: pins.to_path_buf(), source };
+        let folder = File::open(pins).map_err(failed)?;
+        Flock::lock(folder, how).map(Self).map_err(|(_, errno)| failed(errno.into()))
     }
 }
 

@@ -28,6 +28,7 @@ fn member() -> Arc<Member> {
         pod: pod_ref(&web()),
         addresses: web().addresses,
         netns: None,
+        lack: None,
         eligibility: Eligibility::PodLabel,
     };
     let target = Target {

@@ -27,7 +27,7 @@ use self::{
     files::FileError,
 };
 pub use super::object::NodeFacts;
-use super::{AnnounceError, Later, PodEvent, PodInfo, PodSource};
+use super::{AnnounceError, Later, PodEvent, PodInfo, PodSource, difference::difference};
 
 /// Changes that come within this time are read together, and what is missing for so long is gone.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -193,23 +193,6 @@ impl Watched {
         watcher.watch(folder, RecursiveMode::Recursive)?;
         Ok(watcher)
     }
-}
-
-fn difference(known: &mut HashMap<Arc<str>, Arc<PodInfo>>, now: Vec<PodInfo>) -> Vec<PodEvent> {
-    let mut events: Vec<PodEvent> = known
-        .keys()
-        .filter(|uid| !now.iter().any(|pod| pod.uid == **uid))
-        .map(|uid| PodEvent::Gone(uid.clone()))
-        .collect();
-    known.retain(|uid, _| now.iter().any(|pod| pod.uid == *uid));
-    for pod in now {
-        if known.get(&pod.uid).is_none_or(|old| **old != pod) {
-            let pod = Arc::new(pod);
-            known.insert(pod.uid.clone(), pod.clone());
-            events.push(PodEvent::Pod(pod));
-        }
-    }
-    events
 }
 
 fn is(object: &Value, pod: &PodInfo) -> bool {

@@ -1,6 +1,6 @@
 //! From Kubernetes objects to [`PodInfo`]: the same for a folder and for an API server.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use k8s_openapi::api::core::v1::Pod;
 use mesh_core::{
@@ -9,9 +9,10 @@ use mesh_core::{
 };
 
 use super::PodInfo;
+use crate::netns::Place;
 
 /// Annotation that names the network namespace of a pod where no CNI plugin tells.
-pub(super) const NETNS_ANNOTATION: &str = "culvert.dev/netns";
+const NETNS_ANNOTATION: &str = "culvert.dev/netns";
 
 /// What is the same for all pods of a node.
 #[derive(Debug, Clone)]
@@ -40,6 +41,7 @@ pub fn pod_info(
     }
     let name = meta.name.as_deref()?;
     let namespace = meta.namespace.as_deref().unwrap_or("default");
+    let has_overhead = spec.overhead.as_ref().is_some_and(|overhead| !overhead.is_empty());
     let (none, labels, annotations) = (BTreeMap::new(), meta.labels.clone(), meta.annotations.clone());
     let (labels, annotations) = (labels.unwrap_or_default(), annotations.unwrap_or_default());
     let eligibility = eligibility::decide(&Candidate {
@@ -48,6 +50,7 @@ pub fn pod_info(
         labels: &labels,
         annotations: &annotations,
         host_network: spec.host_network.unwrap_or(false),
+        sandboxed: eligibility::is_sandboxed(spec.runtime_class_name.as_deref(), has_overhead),
         excluded_namespaces: &node.excluded,
     });
     let addresses = status.pod_ips.unwrap_or_default().into_iter().map(|entry| entry.ip).chain(status.pod_ip);
@@ -68,9 +71,17 @@ pub fn pod_info(
             network: node.network.clone(),
         }),
         addresses: parsed,
-        netns: annotations.get(NETNS_ANNOTATION).map(PathBuf::from),
+        netns: None,
+        lack: None,
         eligibility,
     })
+}
+
+/// What a folder says of a pod's network namespace. Only for folders, which are root's: whoever may make
+/// a pod in a cluster could name another pod's namespace, or the node's.
+pub fn netns_annotation(pod: &Pod) -> Option<Place> {
+    let path = pod.metadata.annotations.as_ref()?.get(NETNS_ANNOTATION)?;
+    Some(Place::Path(path.into()))
 }
 
 #[cfg(test)]
@@ -95,7 +106,8 @@ mod tests {
         let namespaces = BTreeMap::from([("shop".to_string(), labels)]);
         let info = pod_info(&parse(POD), &namespaces, &node()).unwrap();
         assert_eq!((info.name().as_str(), info.addresses.len()), ("shop/web", 2));
-        assert!(info.eligibility.is_eligible() && info.has_network());
+        assert!(info.eligibility.is_eligible() && info.netns.is_none());
+        assert_eq!(netns_annotation(&parse(POD)), Some(Place::Path("/run/netns/x".into())));
         let without = pod_info(&parse(POD), &BTreeMap::new(), &node()).unwrap();
         assert!(!without.eligibility.is_eligible());
     }

@@ -16,12 +16,14 @@ use tokio::{
     time::Instant,
 };
 
-use super::Means;
+use super::{Means, linger::close_until_gone};
 use crate::{
     listeners::{self, Listeners},
     member::Member,
+    netns::Place,
     pods::{AnnounceError, PodInfo},
     redirect::Target,
+    registry::Standing,
     routing,
 };
 
@@ -106,7 +108,7 @@ pub(super) async fn run(
         queue.extend(next);
     }
     if !life.deleted {
-        life.means.registry.set(&life.info, None, Some("it has left the mesh".into()));
+        life.means.registry.outside(&life.info, Standing::Ignored, "it has left the mesh".into());
     }
 }
 
@@ -173,7 +175,7 @@ impl Life {
             .map(str::to_owned)
             .or_else(|| self.uncertified.as_ref().map(|error| format!("awaits certificate: {error}")))
             .or_else(|| awaits.map(|what| format!("awaits {what}")));
-        self.means.registry.set(&self.info, Some(enrolment.state()), reason);
+        self.means.registry.set(&self.info, enrolment.state(), reason);
         if let Some(target) = &self.target {
             self.means.registry.found(&self.info.uid, target.cookie);
         }
@@ -212,8 +214,8 @@ impl Life {
         if let Some(target) = &self.target {
             return Ok(target.clone());
         }
-        let path = self.info.netns.as_deref().ok_or("it has no network namespace")?;
-        let target = Target::open(path, &self.info.addresses).map_err(|error| chain(&error))?;
+        let place = self.info.netns.as_ref().ok_or("it has no network namespace")?;
+        let target = Target::open(place, &self.info.addresses).map_err(|error| chain(&error))?;
         Ok(self.target.insert(Arc::new(target)).clone())
     }
 
@@ -337,6 +339,14 @@ impl Life {
         self.listeners.clear();
         (self.certificate, self.uncertified) = (None, None);
         let Ok(target) = self.target() else { return Ok(()) };
+        if self.deleted
+            && let Some(Place::Open(netns)) = &self.info.netns
+        {
+            // Its object is gone; its processes may not be yet.
+            let redirector = self.means.redirector.clone();
+            tokio::spawn(close_until_gone(redirector, target, netns.clone()));
+            return Ok(());
+        }
         let (redirector, from) = (self.means.redirector.clone(), target.clone());
         blocking(move || redirector.release(&from)).await?;
         // The network of a deleted pod goes with it.

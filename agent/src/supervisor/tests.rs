@@ -1,5 +1,7 @@
 //! Supervisor and enrolment with a kernel that only remembers, in network namespaces of their own.
 
+mod kubernetes;
+
 use std::{
     fs::File,
     path::PathBuf,
@@ -151,7 +153,8 @@ impl Node {
                 network: "".into(),
             }),
             addresses: vec![address.parse().unwrap()],
-            netns: Some(self.namespace.path.clone()),
+            netns: Some(netns::Place::Path(self.namespace.path.clone())),
+            lack: None,
             eligibility,
         }
     }

@@ -80,6 +80,8 @@ fn eligible(
         labels: &owned(labels),
         annotations: &owned(annotations),
         host_network,
+        // Which runtime a cluster's node has is not in a folder.
+        sandboxed: false,
         excluded_namespaces: &[EXCLUDED.to_owned()],
     });
     decided.is_eligible()

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Name of the waypoints that come by themselves.
-const OWN: &str = "waypoint";
+pub(super) const OWN: &str = "waypoint";
 
 /// Why a service needs L7.
 #[derive(Clone, Copy)]

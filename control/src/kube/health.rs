@@ -178,6 +178,15 @@ fn status_code(code: u16) -> &'static str {
     }
 }
 
+/// Says that something beside the sources cannot be watched now. History that the API server dropped is
+/// nothing to worry about: it is listed anew.
+pub(super) fn unwatched(what: &str, error: &watcher::Error) {
+    match watch_code(error) {
+        "expired" => tracing::debug!(what, error = chain(error), "listed anew"),
+        _ => tracing::warn!(what, error = chain(error), "cannot be watched; it is tried again"),
+    }
+}
+
 /// An error with its causes, each said once.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

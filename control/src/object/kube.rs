@@ -212,7 +212,27 @@ fn app_protocol(name: &str) -> AppProtocol {
     }
 }
 
-/// Parses a Gateway.
+/// Classes whose Gateways are waypoints: ours, and Istio's where istiod is absent.
+pub const WAYPOINT_CLASSES: [&str; 2] = ["culvert-waypoint", "istio-waypoint"];
+
+/// Parses a Gateway. One of a waypoint class needs the listener that agents tunnel to.
 pub fn gateway(spec: &Reader<'_>) -> Gateway {
-    Gateway { class: spec.required("gatewayClassName") }
+    let class = spec.required("gatewayClassName");
+    let listeners = spec.each("listeners", |l| (l.string("protocol").unwrap_or_default(), l.port("port")));
+    let hbone = |(protocol, port): &(Arc<str>, Option<u16>)| &**protocol == "HBONE" && *port == Some(15008);
+    if WAYPOINT_CLASSES.contains(&&*class) {
+        if !listeners.iter().any(hbone) {
+            let reason = "a waypoint is reached by HBONE on port 15008, and no listener says so";
+            let remedy = "add the listener {name: mesh, port: 15008, protocol: HBONE}";
+            spec.at("listeners", |l| l.error("missing-listener", reason, remedy));
+        } else if listeners.len() > 1 {
+            let reason = "a waypoint listens on 15008 only: other listeners have no effect";
+            spec.at("listeners", |l| l.warn("unsupported-field", reason, "remove them"));
+        }
+        for name in ["addresses", "infrastructure"] {
+            let reason = format!("{name} of a waypoint is not supported and has no effect");
+            spec.opt(name, |field| field.warn("unsupported-field", reason, "remove it"));
+        }
+    }
+    Gateway { class }
 }

@@ -1,5 +1,5 @@
-//! TLS of the configuration server. Its certificate is made anew long before it ends; connections that
-//! exist keep theirs.
+//! TLS of the configuration server. Its certificate is made anew long before it ends, and when another CA
+//! takes over; connections that exist keep theirs.
 
 use std::{
     io,
@@ -23,7 +23,7 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-use crate::ca::Ca;
+use crate::ca::{Authority, Ca};
 
 /// A certificate is used this long; it lasts twice as long.
 const RENEW: Duration = Duration::from_secs(12 * 3600);
@@ -36,10 +36,16 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// The certificate that is presented now.
 pub(super) struct Renewing {
-    ca: Arc<Ca>,
+    ca: Authority,
     names: Vec<String>,
     after: Duration,
-    current: Mutex<(SystemTime, Arc<CertifiedKey>)>,
+    current: Mutex<Presented>,
+}
+
+struct Presented {
+    made: SystemTime,
+    by: Arc<Ca>,
+    key: Arc<CertifiedKey>,
 }
 
 impl std::fmt::Debug for Renewing {
@@ -49,25 +55,27 @@ impl std::fmt::Debug for Renewing {
 }
 
 impl Renewing {
-    /// Makes the first certificate for these names.
+    /// Waits for the CA and makes the first certificate for these names.
     ///
     /// # Errors
     /// A name cannot be in a certificate.
-    pub(super) fn new(ca: Arc<Ca>, names: Vec<String>) -> Result<Self> {
-        let first = make(&ca, &names)?;
-        Ok(Self { ca, names, after: RENEW, current: Mutex::new((SystemTime::now(), first)) })
+    pub(super) async fn new(mut ca: Authority, names: Vec<String>) -> Result<Self> {
+        let first = make(ca.there().await, &names)?;
+        Ok(Self { ca, names, after: RENEW, current: Mutex::new(first) })
     }
 
     fn certificate(&self) -> Arc<CertifiedKey> {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let by = self.ca.current().unwrap_or_else(|| current.by.clone());
         // A clock that was set back makes a new one too.
-        if current.0.elapsed().map_or(true, |age| age >= self.after) {
-            match make(&self.ca, &self.names) {
-                Ok(next) => *current = (SystemTime::now(), next),
+        let over = current.made.elapsed().map_or(true, |age| age >= self.after);
+        if over || !Arc::ptr_eq(&by, &current.by) {
+            match make(by, &self.names) {
+                Ok(next) => *current = next,
                 Err(error) => tracing::error!(%error, "the server's certificate cannot be made anew"),
             }
         }
-        current.1.clone()
+        current.key.clone()
     }
 }
 
@@ -77,20 +85,24 @@ impl ResolvesServerCert for Renewing {
     }
 }
 
-fn make(ca: &Ca, names: &[String]) -> Result<Arc<CertifiedKey>> {
+fn make(ca: Arc<Ca>, names: &[String]) -> Result<Presented> {
     let (chain, key) = ca.server(names.to_vec())?;
     let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).collect::<Result<_, _>>();
+    let chain = chain.context("the server's certificate cannot be read")?;
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).context("the server's key cannot be read")?;
     let signing = aws_lc_rs::default_provider().key_provider.load_private_key(key)?;
-    Ok(Arc::new(CertifiedKey::new(chain.context("the server's certificate cannot be read")?, signing)))
+    let key = Arc::new(CertifiedKey::new(chain, signing));
+    Ok(Presented { made: SystemTime::now(), by: ca, key })
 }
 
-/// Accepts connections and hands them on after their handshake; never ends.
+/// Accepts connections, from when there is a CA, and hands them on after their handshake; never ends.
 pub(super) async fn accept(
     listener: TcpListener,
-    certificate: Renewing,
+    ca: Authority,
+    names: Vec<String>,
     out: mpsc::Sender<io::Result<TlsStream<TcpStream>>>,
 ) -> Result<()> {
+    let certificate = Renewing::new(ca, names).await?;
     let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
@@ -125,14 +137,22 @@ pub(super) async fn accept(
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_servers_certificate_is_made_anew_when_its_time_comes_and_kept_before() {
+    #[tokio::test]
+    async fn the_servers_certificate_is_made_anew_when_its_time_comes_and_kept_before() {
         let state = tempfile::tempdir().unwrap();
-        let ca = Arc::new(Ca::open(state.path(), None, "cluster.local").unwrap());
-        let mut server = Renewing::new(ca, vec!["localhost".into()]).unwrap();
+        let open = |name: &str| Ca::open(&state.path().join(name), None, "cluster.local").unwrap();
+        let (next, ca) = Authority::awaited();
+        next.send_replace(Some(Arc::new(open("one"))));
+        let mut server = Renewing::new(ca, vec!["localhost".into()]).await.unwrap();
         let first = server.certificate();
         assert!(Arc::ptr_eq(&first, &server.certificate()), "kept");
         server.after = Duration::ZERO;
-        assert_ne!(first.cert, server.certificate().cert, "made anew");
+        let second = server.certificate();
+        assert_ne!(first.cert, second.cert, "made anew");
+        server.after = RENEW;
+        next.send_replace(Some(Arc::new(open("two"))));
+        let third = server.certificate();
+        assert_ne!(second.cert, third.cert, "another CA took over");
+        assert!(Arc::ptr_eq(&third, &server.certificate()), "kept");
     }
 }

@@ -22,6 +22,8 @@ pub struct ManagerConfig {
     pub first_backoff: Duration,
     /// Longest wait after a failure.
     pub last_backoff: Duration,
+    /// Time over which certificates that are all to be renewed are asked for.
+    pub spread: Duration,
 }
 
 impl Default for ManagerConfig {
@@ -30,6 +32,7 @@ impl Default for ManagerConfig {
             concurrent: 8,
             first_backoff: Duration::from_millis(200),
             last_backoff: Duration::from_secs(150),
+            spread: Duration::from_secs(5),
         }
     }
 }
@@ -52,6 +55,18 @@ pub struct CertificateManager<S> {
     requests: Arc<Semaphore>,
     identities: Arc<Identities>,
     again: watch::Sender<()>,
+    renew: watch::Sender<()>,
+}
+
+/// Has every certificate renewed before its time; see [`CertificateManager::renewer`].
+#[derive(Debug, Clone)]
+pub struct Renewer(watch::Sender<()>);
+
+impl Renewer {
+    /// Asks for every certificate anew, spread over a few seconds. What there is stays in use meanwhile.
+    pub fn renew(&self) {
+        self.0.send_replace(());
+    }
 }
 
 type Identities = Mutex<HashMap<Identity, watch::Sender<CertState>>>;
@@ -60,8 +75,13 @@ impl<S: Signer> CertificateManager<S> {
     /// Starts with nothing.
     pub fn new(signer: S, config: ManagerConfig) -> Self {
         let requests = Arc::new(Semaphore::new(config.concurrent));
-        let (identities, again) = (Arc::default(), watch::Sender::new(()));
-        Self { signer: Arc::new(signer), config, requests, identities, again }
+        let (again, renew) = (watch::Sender::new(()), watch::Sender::new(()));
+        Self { signer: Arc::new(signer), config, requests, identities: Arc::default(), again, renew }
+    }
+
+    /// For who learns that certificates should be renewed: the accepted roots are others.
+    pub fn renewer(&self) -> Renewer {
+        Renewer(self.renew.clone())
     }
 
     /// Asks again at once for what could not be had: to be called when the authority is known to be back.
@@ -87,6 +107,7 @@ impl<S: Signer> CertificateManager<S> {
             state: sender,
             identities: self.identities.clone(),
             again: self.again.subscribe(),
+            renew: self.renew.subscribe(),
         };
         tokio::spawn(keep.run());
         receiver
@@ -107,6 +128,7 @@ struct Renewal<S> {
     state: watch::Sender<CertState>,
     identities: Arc<Identities>,
     again: watch::Receiver<()>,
+    renew: watch::Receiver<()>,
 }
 
 impl<S: Signer> Renewal<S> {
@@ -114,6 +136,7 @@ impl<S: Signer> Renewal<S> {
         let mut backoff = self.config.first_backoff;
         loop {
             self.again.mark_unchanged();
+            self.renew.mark_unchanged();
             let answer = self.issue().await;
             let failed = answer.is_err();
             let wait = match answer {
@@ -137,6 +160,10 @@ impl<S: Signer> Renewal<S> {
                     }
                 }
                 Ok(()) = self.again.changed(), if failed => backoff = self.config.first_backoff,
+                Ok(()) = self.renew.changed() => {
+                    let part = rand::rng().random();
+                    tokio::time::sleep(self.config.spread.mul_f64(part)).await;
+                }
                 () = tokio::time::sleep(wait) => {}
             }
         }

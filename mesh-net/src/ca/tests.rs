@@ -147,3 +147,35 @@ async fn what_could_not_be_had_is_asked_for_at_once_when_the_authority_is_back_a
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(ca.asked.load(Ordering::Relaxed), asked + 1, "who has a certificate does not ask");
 }
+
+#[tokio::test(start_paused = true)]
+async fn other_roots_in_the_file_have_certificates_renewed_and_a_file_that_is_away_or_the_same_has_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("root-cert.pem");
+    std::fs::write(&file, "one").unwrap();
+    let ca = ca(Duration::from_secs(24 * 3600));
+    let manager = CertificateManager::new(ca.clone(), ManagerConfig::default());
+    let mut certificate = manager.subscribe(&client());
+    let first = ready(&mut certificate).await;
+    let cancel = tokio_util::sync::CancellationToken::new();
+    let following = tokio::spawn(follow_roots(file.clone(), manager.renewer(), cancel.clone()));
+    let minute = || tokio::time::sleep(Duration::from_secs(60));
+    minute().await;
+    std::fs::remove_file(&file).unwrap();
+    minute().await;
+    std::fs::write(&file, "").unwrap();
+    minute().await;
+    std::fs::write(&file, "one").unwrap();
+    minute().await;
+    assert_eq!(ca.asked.load(Ordering::Relaxed), 1);
+    *ca.failure.lock().unwrap() = Some(SignError::Unreachable("away".into()));
+    std::fs::write(&file, "one two").unwrap();
+    minute().await;
+    assert!(Arc::ptr_eq(&ready(&mut certificate).await, &first), "a renewal that fails takes nothing away");
+    *ca.failure.lock().unwrap() = None;
+    std::fs::write(&file, "two").unwrap();
+    minute().await;
+    assert!(!Arc::ptr_eq(&ready(&mut certificate).await, &first), "renewed");
+    cancel.cancel();
+    following.await.unwrap();
+}

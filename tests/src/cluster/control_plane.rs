@@ -13,7 +13,7 @@ const READY: Duration = Duration::from_secs(90);
 /// How long a program may take to end by itself.
 const END: Duration = Duration::from_secs(10);
 /// Addresses of services.
-pub const SERVICES: &str = "10.96.0.0/16";
+pub const SERVICES: &str = "10.96.0.0/16,fd00:96::/108";
 /// Addresses of pods.
 pub const PODS: &str = "10.244.0.0/16";
 const ETCD: &str = "http://127.0.0.1:2379";

@@ -23,6 +23,8 @@ pub enum Part {
     Nodes,
     /// The chart's own tool.
     Helm,
+    /// Istio's control plane, for tests of the agent under it.
+    Istiod,
 }
 
 const K8S: &str = "k8s.io/kubernetes/cmd";
@@ -50,6 +52,7 @@ impl Part {
                 programs
             }
             Self::Helm => of("helm.sh/helm/v3/cmd", &["helm"]),
+            Self::Istiod => of("istio.io/istio/pilot/cmd", &["pilot-discovery"]),
         }
     }
 }

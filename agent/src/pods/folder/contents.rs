@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::{
     super::{
         PodInfo,
-        object::{NETNS_ANNOTATION, pod_info},
+        object::{netns_annotation, pod_info},
     },
     NodeFacts,
     files::{self, FileError},
@@ -105,7 +105,11 @@ impl Contents {
             Object::Pod(pod) => Some(pod),
             Object::Namespace(_) => None,
         });
-        pods.filter_map(|pod| pod_info(pod, &namespaces, node)).collect()
+        let info = |pod: &Pod| {
+            let info = pod_info(pod, &namespaces, node)?;
+            Some(PodInfo { netns: netns_annotation(pod), ..info })
+        };
+        pods.filter_map(|pod| info(pod)).collect()
     }
 
     /// Logs each problem once.
@@ -215,9 +219,7 @@ impl Object {
                 .as_ref()
                 .is_some_and(|s| s.pod_ip.is_some() || s.pod_ips.as_ref().is_some_and(|ips| !ips.is_empty()))
         };
-        let network = |pod: &Pod| {
-            pod.metadata.annotations.as_ref().is_some_and(|all| all.contains_key(NETNS_ANNOTATION))
-        };
+        let network = |pod: &Pod| netns_annotation(pod).is_some();
         [
             ("node", node(pod) && !node(next)),
             ("addresses", address(pod) && !address(next)),
