@@ -304,3 +304,24 @@ fn a_good_version_that_replicas_remember_outlives_a_restart() {
     after.apply(Change::End(kind));
     assert!(!after.objects.contains_key(&key));
 }
+
+#[test]
+fn slices_of_services_that_select_pods_cause_no_compilation() {
+    use crate::source::api::Change;
+    let mut store = Store::default().on_kubernetes(false);
+    let kind = |known: &str| KINDS.iter().find(|kind| kind.known == known).unwrap();
+    let service = |selector: Value| {
+        json!({"metadata": {"name": "web", "namespace": "default", "uid": "1"},
+               "spec": {"selector": selector, "ports": [{"port": 80}]}})
+    };
+    let slice = |ip: &str| {
+        json!({"metadata": {"name": "web-x", "namespace": "default", "uid": "2",
+                            "labels": {"kubernetes.io/service-name": "web"}},
+               "addressType": "IPv4", "endpoints": [{"addresses": [ip]}], "ports": [{"port": 80}]})
+    };
+    store.apply(Change::Applied(kind("Service"), service(json!({"app": "web"}))));
+    store.apply(Change::Applied(kind("EndpointSlice"), slice("10.0.0.1")));
+    assert!(!store.apply(Change::Applied(kind("EndpointSlice"), slice("10.0.0.2"))));
+    assert!(store.apply(Change::Applied(kind("Service"), service(json!({})))));
+    assert!(store.apply(Change::Applied(kind("EndpointSlice"), slice("10.0.0.3"))));
+}

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     finding::{Finding, Problem, Severity, Sink},
-    object::{Key, Object, parse, stand_in},
+    object::{Body, Key, Object, parse, stand_in},
 };
 
 /// In place of a file's name.
@@ -200,7 +200,10 @@ impl Store {
             object => object.and_then(|o| stand_in::stand_in(&o, &problems)).map(|closed| (closed, true)),
         };
         let mut different = match next {
-            Some((object, stand_in)) => self.set(key.clone(), object, text, stand_in),
+            Some((object, stand_in)) => {
+                let matters = self.matters(&key, &object);
+                self.set(key.clone(), object, text, stand_in) && matters
+            }
             None if good => false,
             None => self.drop_effect(&key),
         };
@@ -219,6 +222,17 @@ impl Store {
             api.findings.insert(key.clone(), findings.clone()).unwrap_or_default()
         };
         different || said != findings
+    }
+
+    /// Whether an object has a say. Slices of services that select pods have none, and every pod that comes or
+    /// goes changes one: to compile for them would double the work.
+    fn matters(&self, key: &Key, object: &Object) -> bool {
+        let Body::Slice(slice) = &object.body else { return true };
+        let Some(name) = slice.service.clone() else { return true };
+        let service = Key { kind: "Service".into(), namespace: key.namespace.clone(), name };
+        let selects =
+            |stored: &Stored| matches!(&stored.object.body, Body::Service(s) if !s.selector.is_empty());
+        !self.objects.get(&service).is_some_and(selects)
     }
 
     fn set(&mut self, key: Key, object: Object, text: String, stand_in: bool) -> bool {
