@@ -122,12 +122,9 @@ fn a_pod_that_starts_while_the_agent_is_away_is_blocked_and_its_end_frees_the_ke
     // Pods that come later use what is there, also several at once.
     let [second, third, fourth] = ["second", "third", "fourth"].map(|name| node.pod(MESHED, name));
     std::thread::scope(|scope| {
-        [&second, &third, &fourth].map(|pod| {
-            scope.spawn({
-                let node = &node;
-                move || node.add(pod)
-            })
-        });
+        for pod in [&second, &third, &fourth] {
+            scope.spawn(|| node.add(pod));
+        }
     });
     assert!(!node.is_open(&second) && !node.is_open(&third) && !node.is_open(&fourth));
     node.del(&app);

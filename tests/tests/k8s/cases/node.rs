@@ -89,8 +89,9 @@ pub fn init_containers_and_jobs_use_the_mesh_from_their_first_request_and_probes
     }
     let server = stage.cluster.get(&["-n", NS, "pod", "server"])?;
     ensure!(server["status"]["containerStatuses"][0]["restartCount"] == 0, "a probe failed: {server}");
-    stage.clear("node-plain")?;
-    stage.clear(NS)
+
+    stage.clear();
+    Ok(())
 }
 
 /// While no agent runs, pods of the namespace start blocked, others untouched, and all are as they should be
@@ -120,6 +121,7 @@ pub fn pods_that_start_while_the_agent_is_away_are_blocked_and_recover_by_themse
         wait::until(LIMIT, &format!("{pod} to recover"), || reaches(stage, pod, &url).then_some(()))?;
     }
     stage.enrolled(NS, true)?;
-    stage.clear("node-new")?;
-    stage.clear(NS)
+
+    stage.clear();
+    Ok(())
 }
