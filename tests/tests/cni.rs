@@ -119,10 +119,14 @@ fn a_pod_that_starts_while_the_agent_is_away_is_blocked_and_its_end_frees_the_ke
     assert!(!node.is_open(&app), "no agent has run since the machine started, and it is blocked");
     let check = node.call("CHECK", &app.pod, &node.settings(&app.pod));
     assert!(check.status.success(), "{check:?}");
-    // The same namespace again: pods that come later use what is there.
-    let second = node.pod(MESHED, "second");
-    node.add(&second);
-    assert!(!node.is_open(&second));
+    // Pods that come later use what is there, also several at once.
+    let [second, third, fourth] = ["second", "third", "fourth"].map(|name| node.pod(MESHED, name));
+    std::thread::scope(|scope| {
+        for pod in [&second, &third, &fourth] {
+            scope.spawn(|| node.add(pod));
+        }
+    });
+    assert!(!node.is_open(&second) && !node.is_open(&third) && !node.is_open(&fourth));
     node.del(&app);
     assert!(node.is_open(&app) && !node.is_open(&second));
     node.del(&app);

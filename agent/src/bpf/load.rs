@@ -7,6 +7,8 @@ use std::{
     os::fd::AsFd,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
 };
 
 use agent_common::ABI_VERSION;
@@ -19,7 +21,10 @@ use aya::{
 };
 
 use aya_log::{EbpfLogger, Level};
-use nix::fcntl::{Flock, FlockArg};
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+};
 
 use super::{
     BpfError, OBJECT,
@@ -48,6 +53,10 @@ const CONNECT: [&str; 4] = ["culvert_connect4", "culvert_connect6", "culvert_pee
 const SOCKETS: &str = "culvert_sockets";
 const RELEASE: &str = "culvert_release";
 const INBOUND: &str = "culvert_inbound";
+/// Longest wait for another process that loads.
+const TURN_LIMIT: Duration = Duration::from_secs(5);
+/// Whether it is done is looked at this often.
+const TURN_LOOK: Duration = Duration::from_millis(10);
 /// Map of aya-log: one for all objects of a node.
 const LOGS: &str = "AYA_LOGS";
 
@@ -71,7 +80,7 @@ impl Bpf {
     /// Says which object failed and what to do; what was pinned before stays as it was.
     pub fn load(config: &BpfConfig) -> Result<Self, BpfError> {
         let bpf = Self::unloaded(config)?;
-        let _turn = Turn::take(&bpf.pins, FlockArg::LockExclusive)?;
+        let _turn = Turn::take(&bpf.pins)?;
         create(&bpf.map_dir())?;
         create(&bpf.link_dir())?;
         let mut object = bpf.object(0, &config.capacities)?;
@@ -94,7 +103,7 @@ impl Bpf {
     /// The agent is about to load; only another ABI version is there; and as for [`Bpf::load`].
     pub fn join(config: &BpfConfig) -> Result<Self, BpfError> {
         let bpf = Self::unloaded(config)?;
-        let turn = Turn::take(&bpf.pins, FlockArg::LockExclusiveNonblock)?;
+        let turn = Turn::take(&bpf.pins)?;
         let whole =
             |dir: &PathBuf| CONNECT.iter().chain([&SOCKETS, &RELEASE]).all(|link| dir.join(link).exists());
         if !list(&bpf.pins.join("links"))?.iter().any(whole) {
@@ -104,6 +113,7 @@ impl Bpf {
             drop(turn);
             return Self::load(config);
         }
+        drop(turn);
         create(&bpf.link_dir())?;
         let mut object = bpf.object(0, &config.capacities)?;
         Ok(Self { maps: Maps::take(&mut object)?, ..bpf })
@@ -260,10 +270,21 @@ impl Bpf {
 struct Turn(#[allow(dead_code, reason = "the lock is held while it lives")] Flock<File>);
 
 impl Turn {
-    fn take(pins: &Path, how: FlockArg) -> Result<Self, BpfError> {
+    /// Loading takes a fraction of a second, so waiting for it is bounded by [`TURN_LIMIT`].
+    fn take(pins: &Path) -> Result<Self, BpfError> {
         let failed = |source| BpfError::Busy { path: pins.to_path_buf(), source };
-        let folder = File::open(pins).map_err(failed)?;
-        Flock::lock(folder, how).map(Self).map_err(|(_, errno)| failed(errno.into()))
+        let mut folder = File::open(pins).map_err(failed)?;
+        let until = Instant::now() + TURN_LIMIT;
+        loop {
+            match Flock::lock(folder, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Ok(Self(lock)),
+                Err((back, Errno::EWOULDBLOCK)) if Instant::now() < until => {
+                    folder = back;
+                    thread::sleep(TURN_LOOK);
+                }
+                Err((_, errno)) => return Err(failed(errno.into())),
+            }
+        }
     }
 }
 

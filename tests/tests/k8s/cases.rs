@@ -6,6 +6,7 @@ mod kiali;
 mod killed;
 mod label;
 mod many;
+mod node;
 mod probes;
 mod reboot;
 mod restart;
@@ -33,6 +34,8 @@ pub const ALL: &[Case] = cases![
     away::the_api_server_may_be_away_under_load_and_what_is_applied_after_its_return_counts,
     reuse::a_pod_with_a_used_address_has_its_own_identity,
     reboot::a_node_that_reboots_sends_no_plaintext_and_its_pods_recover,
+    node::init_containers_and_jobs_use_the_mesh_from_their_first_request_and_probes_work_under_strict,
+    node::pods_that_start_while_the_agent_is_away_are_blocked_and_recover_by_themselves,
     many::a_hundred_pods_on_a_node_are_enrolled_and_answer,
     killed::each_component_killed_at_random_under_load_leaves_traffic_whole,
     rights::the_programs_use_what_they_are_granted_and_nothing_was_refused,
