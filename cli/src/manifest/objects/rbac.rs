@@ -36,7 +36,7 @@ pub struct Rule {
 }
 
 const READ: &[&str] = &["get", "list", "watch"];
-const STATUS: &[&str] = &["patch", "update"];
+const STATUS: &[&str] = &["patch"];
 const KEEP: &[&str] = &["create", "delete", "get", "list", "patch", "update", "watch"];
 const CHANGE: &[&str] = &["get", "list", "patch", "update", "watch"];
 
@@ -158,7 +158,10 @@ pub const RULES: &[Rule] = &[
         "networking.istio.io",
         &[
             "destinationrules/status",
+            "envoyfilters/status",
+            "gateways/status",
             "serviceentries/status",
+            "sidecars/status",
             "virtualservices/status",
             "workloadentries/status",
         ],
@@ -173,6 +176,8 @@ pub const RULES: &[Rule] = &[
         STATUS,
         "what was accepted, and what is wrong",
     ),
+    rule("control", Cluster, "telemetry.istio.io", &["telemetries/status"], STATUS, "what has no effect"),
+    rule("control", Cluster, "", &["services/status"], &["patch"], "what is wrong with a service"),
     rule(
         "control",
         Cluster,
@@ -211,7 +216,6 @@ pub const RULES: &[Rule] = &[
     ),
     rule("control", Cluster, "apps", &["deployments"], KEEP, "waypoints"),
     rule("control", Cluster, "policy", &["poddisruptionbudgets"], KEEP, "waypoints"),
-    rule("control", Cluster, "", &["events"], &["create", "patch"], "refused objects are named in events"),
     rule(
         "control",
         Cluster,
@@ -235,9 +239,9 @@ pub const RULES: &[Rule] = &[
             "",
             &["secrets"],
             CHANGE,
-            "the root, a given intermediate, and what outlives a restart",
+            "the root and its rotation; a given intermediate is only read",
         ),
-        &["culvert-ca", "cacerts", "culvert-state"],
+        &["culvert-ca", "cacerts"],
     ),
     named(rule("control", Own, "", &["configmaps"], CHANGE, "what outlives a restart"), &["culvert-state"]),
     rule(
@@ -254,7 +258,7 @@ pub const RULES: &[Rule] = &[
             Own,
             "coordination.k8s.io",
             &["leases"],
-            &["get", "list", "patch", "update", "watch"],
+            &["get", "update"],
             "the lease of the replica that writes",
         ),
         &[CONTROL],
