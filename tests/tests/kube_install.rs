@@ -204,7 +204,7 @@ fn helm(cluster: &Cluster, name: &str, manifests: &str) {
     }
     let chart = format!("{manifests}/helm/culvert");
     let render = |more: &[&str]| {
-        let words = ["template", "culvert", &chart, "--namespace", NAMESPACE];
+        let words = ["template", "culvert", &chart, "--namespace", NAMESPACE, "--kube-version", "1.36.0"];
         shell::output(Command::new(&program).args(words).args(more))
     };
     let base = shell::output(Command::new("kubectl").args(["kustomize", manifests])).unwrap();
