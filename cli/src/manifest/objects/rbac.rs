@@ -37,8 +37,10 @@ pub struct Rule {
 
 const READ: &[&str] = &["get", "list", "watch"];
 const STATUS: &[&str] = &["patch"];
-const KEEP: &[&str] = &["create", "delete", "get", "list", "patch", "update", "watch"];
-const CHANGE: &[&str] = &["get", "list", "patch", "update", "watch"];
+/// Server-side apply asks for `create` besides `patch`.
+const KEEP: &[&str] = &["create", "delete", "get", "list", "patch", "watch"];
+const APPLY: &[&str] = &["get", "list", "patch", "watch"];
+const REPLACE: &[&str] = &["get", "list", "update", "watch"];
 
 const fn rule(
     program: &'static str,
@@ -116,12 +118,10 @@ pub const RULES: &[Rule] = &[
             "destinationrules",
             "envoyfilters",
             "gateways",
-            "proxyconfigs",
             "serviceentries",
             "sidecars",
             "virtualservices",
             "workloadentries",
-            "workloadgroups",
         ],
         READ,
         "routes and services; kinds without effect are read to say so",
@@ -135,20 +135,11 @@ pub const RULES: &[Rule] = &[
         "policies",
     ),
     rule("control", Cluster, "telemetry.istio.io", &["telemetries"], READ, "read to say what has no effect"),
-    rule("control", Cluster, "extensions.istio.io", &["wasmplugins"], READ, "read to say what has no effect"),
     rule(
         "control",
         Cluster,
         "gateway.networking.k8s.io",
-        &[
-            "gatewayclasses",
-            "gateways",
-            "grpcroutes",
-            "httproutes",
-            "referencegrants",
-            "tcproutes",
-            "tlsroutes",
-        ],
+        &["gatewayclasses", "gateways", "grpcroutes", "httproutes"],
         READ,
         "waypoints and routes",
     ),
@@ -182,9 +173,9 @@ pub const RULES: &[Rule] = &[
         "control",
         Cluster,
         "gateway.networking.k8s.io",
-        &["gatewayclasses/status", "gateways/status", "grpcroutes/status", "httproutes/status"],
+        &["gatewayclasses/status", "gateways/status"],
         STATUS,
-        "conditions of waypoints and routes",
+        "conditions of waypoints",
     ),
     rule(
         "control",
@@ -203,7 +194,7 @@ pub const RULES: &[Rule] = &[
         "the trust bundle of a new namespace; a rule for creation cannot name the object",
     ),
     named(
-        rule("control", Cluster, "", &["configmaps"], CHANGE, "the trust bundle, repaired when edited"),
+        rule("control", Cluster, "", &["configmaps"], APPLY, "the trust bundle, repaired when edited"),
         &[TRUST_BUNDLE],
     ),
     rule(
@@ -211,7 +202,7 @@ pub const RULES: &[Rule] = &[
         Cluster,
         "",
         &["serviceaccounts", "services"],
-        &["create", "delete", "patch", "update"],
+        &["create", "delete", "patch"],
         "waypoints; only objects that carry Culvert's label are touched",
     ),
     rule("control", Cluster, "apps", &["deployments"], KEEP, "waypoints"),
@@ -238,12 +229,12 @@ pub const RULES: &[Rule] = &[
             Own,
             "",
             &["secrets"],
-            CHANGE,
+            REPLACE,
             "the root and its rotation; a given intermediate is only read",
         ),
         &["culvert-ca", "cacerts"],
     ),
-    named(rule("control", Own, "", &["configmaps"], CHANGE, "what outlives a restart"), &["culvert-state"]),
+    named(rule("control", Own, "", &["configmaps"], REPLACE, "what outlives a restart"), &["culvert-state"]),
     rule(
         "control",
         Own,
