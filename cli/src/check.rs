@@ -3,6 +3,7 @@
 
 pub mod finding;
 pub mod installed;
+mod mesh;
 pub mod node;
 pub mod nodes;
 pub mod preflight;

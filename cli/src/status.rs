@@ -78,12 +78,20 @@ pub struct Unanswered {
     pub next: String,
 }
 
+/// Asks everything and judges it.
+///
+/// # Errors
+/// There is nobody to ask.
+pub async fn ask(options: &crate::args::Mesh) -> Result<Mesh, Failure> {
+    Ok(judge(gather::gather(targets(options).await?).await))
+}
+
 /// Asks everything and judges it: exit status and text.
 ///
 /// # Errors
 /// There is nobody to ask.
 pub async fn run(options: &Status, as_json: bool, style: Style) -> Result<(Exit, String), Failure> {
-    let mesh = judge(gather::gather(targets(&options.mesh).await?).await);
+    let mesh = ask(&options.mesh).await?;
     let exit = Exit::well_if(mesh.ready);
     let text = match as_json {
         true => serde_json::to_string_pretty(&mesh)

@@ -4,12 +4,16 @@
 use std::{collections::BTreeMap, fs, path::Path, process::Command};
 
 use cli::manifest::{
-    objects::Object,
+    objects::{
+        Object,
+        rbac::{RULES, Rule, Scope},
+    },
     profile::{PLATFORMS, PROFILES},
     resolve,
     values::Values,
     write,
 };
+use control::source::kinds::KINDS;
 use k8s_openapi::api::{
     apps::v1 as apps, core::v1 as core, networking::v1 as networking, policy::v1 as policy, rbac::v1 as rbac,
 };
@@ -121,6 +125,26 @@ fn agents_are_not_privileged_and_declare_no_port_and_nobody_holds_a_wildcard() {
         !text(agent).contains("containerPort") && text(agent).contains("\"readOnlyRootFilesystem\":true")
     );
     assert_eq!(agent.body["spec"]["template"]["spec"]["hostPID"], Value::Null);
+}
+
+#[test]
+fn the_control_plane_may_read_every_kind_that_it_watches_and_no_custom_one_besides() {
+    let reads =
+        |rule: &&Rule| rule.program == "control" && rule.scope == Scope::Cluster && rule.names.is_empty();
+    let may = |group: &str, plural: &str| {
+        let of = |rule: &Rule| rule.group == group && rule.resources.contains(&plural);
+        RULES.iter().filter(reads).any(|rule| of(rule) && rule.verbs == ["get", "list", "watch"])
+    };
+    for kind in &KINDS {
+        assert!(may(kind.group, kind.plural), "{}.{}", kind.plural, kind.group);
+    }
+    for rule in RULES.iter().filter(|rule| rule.group.ends_with("istio.io") && rule.verbs.contains(&"watch"))
+    {
+        for plural in rule.resources {
+            let watched = KINDS.iter().any(|kind| kind.group == rule.group && kind.plural == *plural);
+            assert!(watched, "{plural}.{} is granted and not watched", rule.group);
+        }
+    }
 }
 
 /// Objects by kind, namespace and name.

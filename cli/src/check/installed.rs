@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::finding::Finding;
+use super::{finding::Finding, mesh};
 use crate::{
     args::lifecycle::Place,
     cluster::{
@@ -40,6 +40,11 @@ pub async fn look(cluster: &Cluster, place: &Place) -> Result<Vec<Finding>, Fail
     findings.extend(part("control plane", namespace, control));
     findings.extend(part("agents", namespace, agents));
     findings.push(bundle(cluster, namespace).await?);
+    let all = cluster.list(&collection("v1", "Pod", namespace), "").await?;
+    findings.extend(match mesh::look(place, &all).await {
+        Ok(said) => said,
+        Err(nobody) => vec![Finding::error(MESH, nobody.reason, nobody.next)],
+    });
     findings.extend(enrolled(cluster).await?);
     Ok(findings)
 }

@@ -43,12 +43,17 @@ pub async fn look(cluster: &Cluster, namespace: &str) -> Result<Vec<Finding>, Fa
     let version = cluster.get("/version").await?.unwrap_or_default();
     let mut findings = vec![server(&cluster.server, &version)];
     findings.push(rights(cluster, namespace).await?);
-    findings.extend(crds(cluster).await?);
-    findings.extend(neighbours(cluster, namespace).await?);
-    findings.push(policy(cluster, namespace).await?);
-    let all = cluster.list(&collection("v1", "Node", ""), "").await?;
-    findings.extend(nodes::judge(&all));
+    findings.extend(known(crds(cluster).await));
+    findings.extend(known(neighbours(cluster, namespace).await));
+    findings.extend(known(policy(cluster, namespace).await.map(|finding| vec![finding])));
+    let nodes = cluster.list(&collection("v1", "Node", ""), "").await.map_err(Failure::from);
+    findings.extend(known(nodes.map(|all| nodes::judge(&all))));
     Ok(findings)
+}
+
+/// Findings; who may not look learns that, and the rest is looked at all the same.
+fn known(looked: Result<Vec<Finding>, Failure>) -> Vec<Finding> {
+    looked.unwrap_or_else(|failure| vec![Finding::error(AREA, failure.reason, failure.next)])
 }
 
 /// Refuses when something is missing that an installation cannot do without; warnings are said.

@@ -180,12 +180,12 @@ impl Cluster {
         }
     }
 
-    /// Deletes an object; whether it was there. What it owns goes first.
+    /// Deletes an object; whether it was there. What it owns follows.
     ///
     /// # Errors
     /// The server refuses it.
     pub async fn delete(&self, path: &str) -> Result<bool, ApiError> {
-        let options = json!({"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Foreground"});
+        let options = json!({"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background"});
         match self.send("DELETE", path, Some(("application/json", &options))).await {
             Err(error) if error.status == 404 => Ok(false),
             answer => answer.map(|_| true),

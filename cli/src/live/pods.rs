@@ -50,30 +50,38 @@ async fn of_cluster(options: &Mesh, cluster: &Cluster) -> Result<Targets, Failur
     Ok(targets)
 }
 
+/// Pods of a program that run.
+fn running<'a>(pods: &'a [Value], name: &'static str) -> impl Iterator<Item = &'a Value> {
+    pods.iter().filter(move |pod| {
+        pod["metadata"]["labels"]["app.kubernetes.io/name"] == name
+            && text(pod, "/status/phase") == "Running"
+            && text(pod, "/metadata/deletionTimestamp").is_empty()
+    })
+}
+
+fn endpoint(pod: &Value, options: &Mesh) -> Endpoint {
+    let control = pod["metadata"]["labels"]["app.kubernetes.io/name"] == CONTROL;
+    Endpoint::Pod(PodPort {
+        namespace: text(pod, "/metadata/namespace").to_owned(),
+        pod: text(pod, "/metadata/name").to_owned(),
+        port: if control { CONTROL_PORT } else { AGENT_PORT },
+        kubeconfig: options.reach.kubeconfig.clone(),
+        context: options.reach.context.clone(),
+    })
+}
+
+/// Admin endpoints of every pod of a program that runs.
+pub fn endpoints(pods: &[Value], name: &'static str, options: &Mesh) -> Vec<Endpoint> {
+    running(pods, name).map(|pod| endpoint(pod, options)).collect()
+}
+
 /// One replica of the control plane, a ready one if there is, and every agent that has started.
 fn choose(pods: &[Value], options: &Mesh) -> Targets {
-    let of = |name: &'static str| {
-        pods.iter().filter(move |pod| {
-            pod["metadata"]["labels"]["app.kubernetes.io/name"] == name
-                && text(pod, "/status/phase") == "Running"
-                && text(pod, "/metadata/deletionTimestamp").is_empty()
-        })
-    };
-    let endpoint = |pod: &Value, port| {
-        Endpoint::Pod(PodPort {
-            namespace: text(pod, "/metadata/namespace").to_owned(),
-            pod: text(pod, "/metadata/name").to_owned(),
-            port,
-            kubeconfig: options.reach.kubeconfig.clone(),
-            context: options.reach.context.clone(),
-        })
-    };
-    let control =
-        of(CONTROL).max_by_key(|pod| condition(pod, "Ready")).map(|pod| endpoint(pod, CONTROL_PORT));
-    let agent = |pod: &Value| (Some(text(pod, "/spec/nodeName").to_owned()), endpoint(pod, AGENT_PORT));
-    let mut agents: Vec<_> = of(AGENT).map(agent).collect();
+    let ready = running(pods, CONTROL).max_by_key(|pod| condition(pod, "Ready"));
+    let agent = |pod: &Value| (Some(text(pod, "/spec/nodeName").to_owned()), endpoint(pod, options));
+    let mut agents: Vec<_> = running(pods, AGENT).map(agent).collect();
     agents.sort();
-    Targets { world: None, control, agents }
+    Targets { world: None, control: ready.map(|pod| endpoint(pod, options)), agents }
 }
 
 #[cfg(test)]

@@ -28,11 +28,11 @@ const ROOTS: &str = "/var/run/secrets/culvert";
 /// Folders of the node: name, path there, path in the container, type, and what a mount says besides.
 fn folders() -> Vec<(&'static str, &'static str, &'static str, &'static str, Value)> {
     let two_way = json!({"mountPropagation": "HostToContainer"});
-    let read = json!({"readOnly": true});
     vec![
         ("cgroup", "/sys/fs/cgroup", "/sys/fs/cgroup", "Directory", json!({})),
         ("bpf", "/sys/fs/bpf", "/sys/fs/bpf", "Directory", two_way.clone()),
-        ("proc", "/proc", "/host/proc", "Directory", read),
+        // Writable: settings of pods' networks are files there, and the container's own are read-only.
+        ("proc", "/proc", "/host/proc", "Directory", json!({})),
         ("state", "/var/lib/culvert", "/var/lib/culvert", "DirectoryOrCreate", json!({})),
         ("run", "/run/culvert", "/run/culvert", "DirectoryOrCreate", json!({})),
         ("netns", "/run/netns", "/run/netns", "DirectoryOrCreate", two_way),

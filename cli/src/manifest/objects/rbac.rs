@@ -36,9 +36,11 @@ pub struct Rule {
 }
 
 const READ: &[&str] = &["get", "list", "watch"];
-const STATUS: &[&str] = &["patch", "update"];
-const KEEP: &[&str] = &["create", "delete", "get", "list", "patch", "update", "watch"];
-const CHANGE: &[&str] = &["get", "list", "patch", "update", "watch"];
+const STATUS: &[&str] = &["patch"];
+/// Server-side apply asks for `create` besides `patch`.
+const KEEP: &[&str] = &["create", "delete", "get", "list", "patch", "watch"];
+const APPLY: &[&str] = &["get", "list", "patch", "watch"];
+const REPLACE: &[&str] = &["get", "list", "update", "watch"];
 
 const fn rule(
     program: &'static str,
@@ -116,12 +118,10 @@ pub const RULES: &[Rule] = &[
             "destinationrules",
             "envoyfilters",
             "gateways",
-            "proxyconfigs",
             "serviceentries",
             "sidecars",
             "virtualservices",
             "workloadentries",
-            "workloadgroups",
         ],
         READ,
         "routes and services; kinds without effect are read to say so",
@@ -135,20 +135,11 @@ pub const RULES: &[Rule] = &[
         "policies",
     ),
     rule("control", Cluster, "telemetry.istio.io", &["telemetries"], READ, "read to say what has no effect"),
-    rule("control", Cluster, "extensions.istio.io", &["wasmplugins"], READ, "read to say what has no effect"),
     rule(
         "control",
         Cluster,
         "gateway.networking.k8s.io",
-        &[
-            "gatewayclasses",
-            "gateways",
-            "grpcroutes",
-            "httproutes",
-            "referencegrants",
-            "tcproutes",
-            "tlsroutes",
-        ],
+        &["gatewayclasses", "gateways", "grpcroutes", "httproutes"],
         READ,
         "waypoints and routes",
     ),
@@ -158,7 +149,10 @@ pub const RULES: &[Rule] = &[
         "networking.istio.io",
         &[
             "destinationrules/status",
+            "envoyfilters/status",
+            "gateways/status",
             "serviceentries/status",
+            "sidecars/status",
             "virtualservices/status",
             "workloadentries/status",
         ],
@@ -173,13 +167,15 @@ pub const RULES: &[Rule] = &[
         STATUS,
         "what was accepted, and what is wrong",
     ),
+    rule("control", Cluster, "telemetry.istio.io", &["telemetries/status"], STATUS, "what has no effect"),
+    rule("control", Cluster, "", &["services/status"], &["patch"], "what is wrong with a service"),
     rule(
         "control",
         Cluster,
         "gateway.networking.k8s.io",
-        &["gatewayclasses/status", "gateways/status", "grpcroutes/status", "httproutes/status"],
+        &["gatewayclasses/status", "gateways/status"],
         STATUS,
-        "conditions of waypoints and routes",
+        "conditions of waypoints",
     ),
     rule(
         "control",
@@ -198,7 +194,7 @@ pub const RULES: &[Rule] = &[
         "the trust bundle of a new namespace; a rule for creation cannot name the object",
     ),
     named(
-        rule("control", Cluster, "", &["configmaps"], CHANGE, "the trust bundle, repaired when edited"),
+        rule("control", Cluster, "", &["configmaps"], APPLY, "the trust bundle, repaired when edited"),
         &[TRUST_BUNDLE],
     ),
     rule(
@@ -206,12 +202,11 @@ pub const RULES: &[Rule] = &[
         Cluster,
         "",
         &["serviceaccounts", "services"],
-        &["create", "delete", "patch", "update"],
+        &["create", "delete", "patch"],
         "waypoints; only objects that carry Culvert's label are touched",
     ),
     rule("control", Cluster, "apps", &["deployments"], KEEP, "waypoints"),
     rule("control", Cluster, "policy", &["poddisruptionbudgets"], KEEP, "waypoints"),
-    rule("control", Cluster, "", &["events"], &["create", "patch"], "refused objects are named in events"),
     rule(
         "control",
         Cluster,
@@ -234,12 +229,12 @@ pub const RULES: &[Rule] = &[
             Own,
             "",
             &["secrets"],
-            CHANGE,
-            "the root, a given intermediate, and what outlives a restart",
+            REPLACE,
+            "the root and its rotation; a given intermediate is only read",
         ),
-        &["culvert-ca", "cacerts", "culvert-state"],
+        &["culvert-ca", "cacerts"],
     ),
-    named(rule("control", Own, "", &["configmaps"], CHANGE, "what outlives a restart"), &["culvert-state"]),
+    named(rule("control", Own, "", &["configmaps"], REPLACE, "what outlives a restart"), &["culvert-state"]),
     rule(
         "control",
         Own,
@@ -254,7 +249,7 @@ pub const RULES: &[Rule] = &[
             Own,
             "coordination.k8s.io",
             &["leases"],
-            &["get", "list", "patch", "update", "watch"],
+            &["get", "update"],
             "the lease of the replica that writes",
         ),
         &[CONTROL],
