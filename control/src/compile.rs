@@ -25,7 +25,7 @@ use crate::{
     finding::{Problem, Severity},
     memory::Memory,
     object::{Body, Key, Labels, Meta, Object, WAYPOINT_CLASSES, stand_in},
-    provision::{Owner, Wanted, Waypoint},
+    provision::{Owner, Place, Wanted, Waypoint},
     source::Store,
 };
 
@@ -94,6 +94,19 @@ impl Compiled {
             ((namespace.clone(), waypoints::OWN.into()), Waypoint { why: why.clone(), gateway: None })
         });
         own.chain(self.gateways.clone()).collect()
+    }
+
+    /// Notes that a waypoint cannot be made: at its Gateway, or at the namespace whose routes need it.
+    pub fn not_made(&mut self, place: Place, reason: String) {
+        let key = match self.gateways.contains_key(&place) {
+            true => Key { kind: "Gateway".into(), namespace: place.0, name: place.1 },
+            false => Key { kind: "Namespace".into(), namespace: "".into(), name: place.0 },
+        };
+        let remedy = "correct it; it is tried again by itself".into();
+        let reason = format!("its waypoint cannot be made: {reason}");
+        let problem =
+            Problem { severity: Severity::Warning, field: String::new(), code: "not-made", reason, remedy };
+        self.notes.push((key, problem));
     }
 }
 

@@ -95,7 +95,7 @@ impl Follower {
     fn publish(&mut self, start: Instant) {
         // Nothing is compiled before every source was read once: what is remembered would be forgotten.
         self.memory.adopt();
-        let compiled = match self.store.read {
+        let mut compiled = match self.store.read {
             true => compile(&self.store, &self.options, &mut self.memory),
             false => Compiled::default(),
         };
@@ -105,6 +105,9 @@ impl Follower {
             && let Err(error) = self.provisioner.ensure(&compiled.wanted())
         {
             tracing::error!(%error, "waypoints cannot be provisioned");
+        }
+        for (place, reason) in self.provisioner.problems() {
+            compiled.not_made(place, reason);
         }
         let findings = all_findings(&self.store, &compiled);
         let before = self.out.borrow().clone();

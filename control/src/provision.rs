@@ -17,6 +17,9 @@ pub type Place = (Arc<str>, Arc<str>);
 /// The waypoints that there should be.
 pub type Wanted = BTreeMap<Place, Waypoint>;
 
+/// Waypoints that cannot be made, and why.
+pub type Problems = BTreeMap<Place, String>;
+
 /// A waypoint that there should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Waypoint {
@@ -49,6 +52,11 @@ pub trait Provisioner: Send {
     /// # Errors
     /// Objects cannot be written.
     fn ensure(&mut self, wanted: &Wanted) -> io::Result<()>;
+
+    /// What could not be made the last time; for who works in the background.
+    fn problems(&self) -> Problems {
+        Problems::new()
+    }
 }
 
 /// Makes none: somebody else does.

@@ -101,7 +101,7 @@ pub async fn run(config: Config) -> Result<()> {
 /// # Errors
 /// See [`run`].
 pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)) -> Result<()> {
-    let cluster = match &config.kubernetes {
+    let mut cluster = match &config.kubernetes {
         Some(settings) => Some(Cluster::start(settings, &config).await?),
         None => None,
     };
@@ -165,6 +165,7 @@ pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)
         ended = accepting => ended.context("accepting connections ended"),
         ended = served.into_future() => ended.context("admin server ended"),
         ended = locally => ended.context("admin socket ended"),
+        ended = cluster::broken(cluster.as_mut()) => ended,
         ended = following => ended.context("following the sources ended").flatten(),
         _ = interrupted.recv() => Ok(()),
         _ = terminated.recv() => Ok(()),

@@ -1,14 +1,14 @@
 //! Everything about who may ask and what is written on Kubernetes, as one piece for the server: CA, callers,
 //! lease, trust bundle, root rotation, waypoints.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use kube::Client;
-use tokio::{sync::watch, task::JoinSet};
+use tokio::task::JoinSet;
 
 use super::{
     bundle, lease,
-    provision::{KubeProvisioner, Problems, Settings, provision},
+    provision::{KubeProvisioner, Settings, provision},
     root, rotation, tokens,
 };
 use crate::{auth::Review, ca::Authority};
@@ -67,8 +67,6 @@ pub struct Started {
     pub lease: lease::Lease,
     /// Makes waypoints.
     pub provisioner: KubeProvisioner,
-    /// Waypoints that cannot be made, and why.
-    pub problems: watch::Receiver<Problems>,
     /// What runs in the background until this is dropped.
     pub tasks: JoinSet<()>,
 }
@@ -77,8 +75,7 @@ pub struct Started {
 pub fn start(client: Client, flags: &Flags, at: Place) -> Started {
     let root = root::start(client.clone(), &at.namespace, &at.trust_domain);
     let lease = lease::start(client.clone(), &at.namespace, lease::identity(&at.pod));
-    let (provisioner, wanted) = KubeProvisioner::new();
-    let (tell, problems) = watch::channel(BTreeMap::new());
+    let (provisioner, wanted, tell) = KubeProvisioner::new();
     let control = format!("https://{SERVICE}.{}.svc:15012", at.namespace);
     let settings = Settings {
         image: flags.waypoint_image.clone(),
@@ -95,5 +92,5 @@ pub fn start(client: Client, flags: &Flags, at: Place) -> Started {
     tasks.spawn(rotation::rotate(client.clone(), at.namespace, at.trust_domain, overlap, root.own, held()));
     tasks.spawn(provision(client.clone(), settings, wanted, tell, held()));
     let reviewer = tokens::reviews(client, flags.agent_accounts.iter().cloned().collect());
-    Started { authority: root.authority, reviewer, lease, provisioner, problems, tasks }
+    Started { authority: root.authority, reviewer, lease, provisioner, tasks }
 }

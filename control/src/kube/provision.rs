@@ -3,13 +3,7 @@
 
 mod objects;
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    io,
-    pin::pin,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, io, pin::pin, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt, stream::select_all};
 use k8s_openapi::api::{
@@ -34,7 +28,7 @@ use tokio::{
 };
 
 use super::{CONTROL, MANAGED_BY, MANAGER, health::unwatched, lease::while_held};
-use crate::provision::{Place, Provisioner, Wanted, Waypoint};
+use crate::provision::{Place, Problems, Provisioner, Wanted, Waypoint};
 
 pub use self::objects::Settings;
 
@@ -49,29 +43,39 @@ const REQUEST: Duration = Duration::from_secs(10);
 /// Objects of one kind in a page of a list.
 const PAGE: u32 = 500;
 
-/// Why a waypoint is not as wanted, for its status.
-pub type Problems = BTreeMap<Place, String>;
-
 /// The compilation's side: says what is wanted.
 #[derive(Debug, Clone)]
-pub struct KubeProvisioner(watch::Sender<Option<Wanted>>);
+pub struct KubeProvisioner {
+    wanted: watch::Sender<Option<Wanted>>,
+    problems: watch::Receiver<Problems>,
+}
 
 impl KubeProvisioner {
-    /// The provisioner, and where the writer hears from it.
-    pub fn new() -> (Self, watch::Receiver<Option<Wanted>>) {
-        let (sender, receiver) = watch::channel(None);
-        (Self(sender), receiver)
+    /// The provisioner, and where the writer hears from it and tells what it cannot do.
+    pub fn new() -> (Self, watch::Receiver<Option<Wanted>>, watch::Sender<Problems>) {
+        let (wanted, receiver) = watch::channel(None);
+        let (tell, problems) = watch::channel(Problems::new());
+        (Self { wanted, problems }, receiver, tell)
+    }
+
+    /// Follows what cannot be made.
+    pub fn troubles(&self) -> watch::Receiver<Problems> {
+        self.problems.clone()
     }
 }
 
 impl Provisioner for KubeProvisioner {
     fn ensure(&mut self, wanted: &Wanted) -> io::Result<()> {
-        self.0.send_if_modified(|before| {
+        self.wanted.send_if_modified(|before| {
             let differs = before.as_ref() != Some(wanted);
             *before = Some(wanted.clone());
             differs
         });
         Ok(())
+    }
+
+    fn problems(&self) -> Problems {
+        self.problems.borrow().clone()
     }
 }
 

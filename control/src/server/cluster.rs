@@ -17,6 +17,7 @@ use crate::{
         write::Writer,
     },
     metrics::Metrics,
+    provision::Problems,
     publish::Published,
     shelf::Shelf,
     source::api::Change,
@@ -61,11 +62,32 @@ impl Cluster {
         let health = Health::new(metrics.clone());
         let state = State::new(client.clone(), &settings.namespace, shelf.clone(), health.clone());
         tokio::spawn(state.clone().follow(tell.clone()));
+        tokio::spawn(told_of(self.started.provisioner.troubles(), tell.clone()));
         tokio::spawn(state.clone().keep(held.clone()));
         let writer = Writer::new(client.clone(), &settings.pod, health.clone());
         tokio::spawn(writer.run(held.clone(), current));
         tokio::spawn(kube::follow(client.clone(), state, shelf, tell, health.clone()));
         health
+    }
+}
+
+/// Has what cannot be made compiled in, as findings.
+async fn told_of(mut troubles: watch::Receiver<Problems>, tell: mpsc::Sender<Change>) {
+    while troubles.changed().await.is_ok() {
+        if tell.send(Change::Shared).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Ends when anything that writes to the API server ended, which it does only by a panic: a control plane
+/// that has lost one of its parts ends as a whole and is started again.
+pub(super) async fn broken(cluster: Option<&mut Cluster>) -> Result<()> {
+    let Some(cluster) = cluster else { return std::future::pending().await };
+    match cluster.started.tasks.join_next().await {
+        Some(Err(error)) => Err(error).context("a part that keeps CA, bundle or waypoints failed"),
+        Some(Ok(())) => anyhow::bail!("a part that keeps CA, bundle or waypoints ended"),
+        None => std::future::pending().await,
     }
 }
 

@@ -26,7 +26,7 @@ pub const ORIGIN: &str = "kubernetes";
 pub enum Change {
     /// The good version of an object that may be refused now, as remembered: its text.
     Remembered(String),
-    /// Another replica remembered something.
+    /// Another replica remembered something, or what was to be written could not be, or can be now.
     Shared,
     /// These kinds exist there: nothing is compiled before each that is needed was listed once.
     Present(Vec<&'static Kind>),

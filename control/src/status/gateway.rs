@@ -56,7 +56,9 @@ fn gateway(published: &Published, key: &Key, about: &About, findings: &[&Finding
         (true, _) => Condition::new("Programmed", false, "Invalid", "the Gateway is refused"),
         (_, true) => Condition::new("Programmed", true, "Programmed", "the waypoint takes connections"),
         (_, false) => {
-            Condition::new("Programmed", false, "Pending", "no instance of the waypoint is ready yet")
+            let why = findings.iter().find(|f| f.code == "not-made").map(|f| f.reason.clone());
+            let why = why.unwrap_or_else(|| "no instance of the waypoint is ready yet".into());
+            Condition::new("Programmed", false, "Pending", why)
         }
     };
     let programmed_reason = programmed.reason;

@@ -186,7 +186,9 @@ fn waypoints_are_made_as_their_gateway_or_routes_ask_kept_as_users_scale_them_an
         "spec": {"ports": [{"port": 80}]}});
     at.cluster.apply_object(&service).unwrap();
     at.cluster.apply_object(&gateway).unwrap();
-    at.log_says(0, "is there already and not ours");
+    let words = ["-n", "shop", "gateway.gateway.networking.k8s.io", "way"];
+    let says = |object: &Value| object["status"].to_string().contains("not ours").then_some(());
+    at.cluster.wait_for(WAIT, "the status to say so", &words, says).unwrap();
     let kinds = ["serviceaccount", "service", "poddisruptionbudget", "deployment"];
     let there = |at: &Replicas, kind: &str, name: &str| at.cluster.get(&["-n", "shop", kind, name]);
     for kind in ["serviceaccount", "poddisruptionbudget", "deployment"] {
