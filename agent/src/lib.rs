@@ -21,5 +21,6 @@ pub mod routing;
 pub mod sandbox;
 pub mod serve;
 pub mod supervisor;
+mod sysctl;
 pub mod tunnels;
 pub mod worker;

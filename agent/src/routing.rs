@@ -3,7 +3,7 @@
 //! locally (one rule and one route, per family). No netfilter.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io,
     net::{Ipv4Addr, Ipv6Addr},
 };
@@ -17,7 +17,7 @@ use rtnetlink::{
     },
 };
 
-use crate::netns;
+use crate::{netns, sysctl};
 
 /// The routing table of the mesh inside a pod (Istio's number).
 const TABLE: u32 = 100;
@@ -25,19 +25,19 @@ const TABLE: u32 = 100;
 const PRIORITY: u32 = 32764;
 /// Index of the loopback device in every namespace.
 const LOOPBACK: u32 = 1;
-/// Settings of a pod's namespace: file, value in the mesh, value without (the kernel's default).
+/// Settings of a pod's namespace: name below `/proc/sys`, value in the mesh, value without (the kernel's default).
 ///
 /// Captured connections all go to one address and port, so a client that closes first soon has its
 /// ports in TIME-WAIT; with timestamps they can be used again after a second (RFC 6191).
 const SETTINGS: [(&str, &str, &str); 2] =
-    [("/proc/sys/net/ipv4/tcp_fwmark_accept", "1", "0"), ("/proc/sys/net/ipv4/tcp_tw_reuse", "1", "2")];
+    [("net/ipv4/tcp_fwmark_accept", "1", "0"), ("net/ipv4/tcp_tw_reuse", "1", "2")];
 
 /// Sets a pod's routing up; what is there already stays. `v6` asks for IPv6 too.
 ///
 /// # Errors
 /// The kernel refuses.
 pub async fn set_up(netns: &File, v6: bool) -> io::Result<()> {
-    netns::within(netns, || SETTINGS.iter().try_for_each(|(file, inside, _)| fs::write(file, inside)))?;
+    netns::within(netns, || sysctl::write(SETTINGS.iter().map(|(name, inside, _)| (*name, *inside))))?;
     let handle = open(netns)?;
     for family in families(v6) {
         present(add_rule(&handle, family).await)?;
@@ -56,7 +56,7 @@ pub async fn remove(netns: &File, v6: bool) -> io::Result<()> {
         absent(delete_rule(&handle, family).await)?;
         absent(delete_route(&handle, family).await)?;
     }
-    netns::within(netns, || SETTINGS.iter().try_for_each(|(file, _, outside)| fs::write(file, outside)))
+    netns::within(netns, || sysctl::write(SETTINGS.iter().map(|(name, _, outside)| (*name, *outside))))
 }
 
 #[derive(Clone, Copy)]
