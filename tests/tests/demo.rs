@@ -133,3 +133,24 @@ fn a_demo_that_is_interrupted_leaves_nothing_behind() {
     assert!(!mounts.contains(&format!("culvert-worlds/{id}")), "its mounts are gone");
     assert!(!janitor::sockets(&id).exists(), "its sockets are gone");
 }
+
+#[test]
+fn the_demo_on_kubernetes_tells_the_tutorial_and_a_kept_one_can_be_looked_around_in() {
+    if !require::cluster("the_demo_on_kubernetes_tells_the_tutorial_and_a_kept_one_can_be_looked_around_in") {
+        return;
+    }
+    let told = demo(&["--kubernetes", "--keep"]).output().unwrap();
+    let (shown, failed) = (text(&told.stdout), text(&told.stderr));
+    let id = shown.lines().find_map(|line| line.strip_prefix("kept as cluster "));
+    let id = id.unwrap_or_else(|| panic!("{shown}\n{failed}"));
+    let kept = Kept(id.split(';').next().unwrap().to_string());
+    assert!(shown.contains("every check held"), "{shown}");
+    let (status, pods, _) = on(&kept.0, &["kubectl", "get", "pods", "-n", "culvert-system"], "");
+    assert!(status == 0 && pods.contains("culvert-agent-"), "{pods}");
+    let ask = ["exec", "client", "--", "curl", "-s", "nginx-service:8000"];
+    let (status, page, _) = on(&kept.0, &ask, "");
+    assert!(status == 0 && page.starts_with("Full Cycle"), "{status} {page}");
+    assert_eq!(on(&kept.0, &["exec", "client", "--", "sh", "-c", "exit 7"], "").0, 7);
+    assert_eq!(on(&kept.0, &["down"], "").0, 0);
+    assert!(!janitor::worlds().contains(&kept.0), "nothing is left");
+}

@@ -7,11 +7,13 @@ mod killed;
 mod label;
 mod many;
 mod node;
+mod pods;
 mod probes;
 mod reboot;
 mod restart;
 mod reuse;
 mod rights;
+mod rotation;
 mod tutorial;
 mod waypoint;
 
@@ -26,6 +28,7 @@ pub const ALL: &[Case] = cases![
     tutorial::a_labelled_namespace_gets_ninety_to_ten_through_a_waypoint_as_the_tutorial_says,
     probes::every_kind_of_probe_passes_under_strict_while_a_client_outside_the_mesh_is_refused,
     label::a_label_that_comes_or_goes_resets_no_connection,
+    pods::init_containers_jobs_several_containers_and_host_network_behave_as_documented,
     kiali::metrics_of_waypoint_and_agents_keep_the_contract_with_kiali,
     waypoint::a_waypoint_is_made_for_a_route_listed_and_removed_with_the_last_route,
     check::culvert_check_finds_nothing_wrong_and_status_names_every_pod_of_ours,
@@ -33,6 +36,7 @@ pub const ALL: &[Case] = cases![
     restart::agents_that_are_replaced_under_load_fail_closed_and_recover,
     away::the_api_server_may_be_away_under_load_and_what_is_applied_after_its_return_counts,
     reuse::a_pod_with_a_used_address_has_its_own_identity,
+    rotation::the_root_is_rotated_under_load_without_a_failed_request,
     reboot::a_node_that_reboots_sends_no_plaintext_and_its_pods_recover,
     node::init_containers_and_jobs_use_the_mesh_from_their_first_request_and_probes_work_under_strict,
     node::pods_that_start_while_the_agent_is_away_are_blocked_and_recover_by_themselves,

@@ -122,12 +122,10 @@ impl Stage {
         self.cluster.kubectl(&["label", "namespace", name, word, "--overwrite"]).map(drop)
     }
 
-    /// Removes the namespaces that a case made, so that the next one has the nodes for itself.
+    /// Removes the namespaces that a case made, without waiting for their end.
     pub fn clear(&self) {
-        let mut made = self.made.borrow_mut();
-        for name in made.drain(..) {
-            let words = ["delete", "namespace", &name, "--timeout=180s"];
-            if let Err(error) = self.cluster.kubectl(&words) {
+        for name in self.made.borrow_mut().drain(..) {
+            if let Err(error) = self.cluster.kubectl(&["delete", "namespace", &name, "--wait=false"]) {
                 eprintln!("k8s: namespace {name} does not go: {error:#}");
             }
         }

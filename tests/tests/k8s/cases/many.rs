@@ -9,6 +9,14 @@ const NS: &str = "many";
 
 /// They come up, are enrolled, and answer under STRICT.
 pub fn a_hundred_pods_on_a_node_are_enrolled_and_answer(stage: &mut Stage) -> Result<()> {
+    let outcome = answer(stage);
+    // The next case wants the nodes for itself.
+    stage.cluster.kubectl(&["-n", NS, "scale", "deployment/web", "--replicas=0"])?;
+    stage.cluster.kubectl(&["-n", NS, "wait", "--for=delete", "pods", "-l", "app=web", "--timeout=180s"])?;
+    outcome
+}
+
+fn answer(stage: &Stage) -> Result<()> {
     stage.namespace(NS, true)?;
     stage.strict(NS)?;
     stage.idle(NS, "client", "node-a")?;
