@@ -63,6 +63,10 @@ pub struct Config {
     /// Worker threads.
     #[arg(long, env = "CULVERT_WORKERS", default_value_t = 1)]
     pub workers: usize,
+    /// Seconds for which new connections are still accepted after the signal to stop: until agents know that
+    /// this waypoint ends.
+    #[arg(long, env = "CULVERT_LINGER_SECONDS", default_value_t = 0)]
+    pub linger_seconds: u64,
     /// Seconds that a drain may take.
     #[arg(long, env = "CULVERT_DRAIN_SECONDS", default_value_t = 5)]
     pub drain_seconds: u64,

@@ -118,6 +118,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     }
     tracing::info!(listen = %shared.config.listen, workers = workers.len(), "waypoint started");
     stopped().await?;
+    linger(Duration::from_secs(shared.config.linger_seconds)).await?;
     tracing::info!("draining");
     drain.cancel();
     tokio::task::spawn_blocking(move || workers.into_iter().for_each(|w| drop(w.join()))).await?;
@@ -219,6 +220,19 @@ fn listener(address: SocketAddr) -> io::Result<std::net::TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(4096)?;
     Ok(socket.into())
+}
+
+/// Those who still believe that this waypoint serves find it serving until the news has reached them. Who asks
+/// a second time does not want to wait.
+async fn linger(time: Duration) -> io::Result<()> {
+    if time.is_zero() {
+        return Ok(());
+    }
+    tracing::info!(seconds = time.as_secs(), "told to stop; accepting until everybody knows");
+    tokio::select! {
+        () = tokio::time::sleep(time) => Ok(()),
+        again = stopped() => again,
+    }
 }
 
 async fn stopped() -> io::Result<()> {

@@ -22,6 +22,8 @@ pub struct Settings {
 
 /// Seconds that a waypoint drains before it ends, and that Kubernetes waits.
 const DRAIN: u32 = 20;
+/// Seconds for which one that ends still accepts: until every agent has been told.
+const LINGER: u32 = 3;
 const GRACE: u32 = 30;
 /// uid and gid of the image's user.
 const USER: u32 = 65532;
@@ -110,6 +112,7 @@ fn container(name: &str, settings: &Settings) -> Value {
             value("CULVERT_TOKEN_FILE", "/var/run/secrets/tokens/istio-token"),
             value("CULVERT_WAYPOINT_NAME", name),
             value("CULVERT_STATE_DIR", "/var/lib/culvert"),
+            value("CULVERT_LINGER_SECONDS", &LINGER.to_string()),
             value("CULVERT_DRAIN_SECONDS", &DRAIN.to_string()),
             value("TRUST_DOMAIN", &settings.trust_domain),
             value("CLUSTER_ID", &settings.cluster),
