@@ -75,7 +75,7 @@ impl Callers {
 fn bearer(metadata: &MetadataMap) -> Result<&str, &'static str> {
     let header = metadata.get("authorization").ok_or("there is no bearer token")?;
     let token = header.to_str().ok().and_then(|h| h.strip_prefix("Bearer "));
-    token.filter(|t| !t.is_empty()).ok_or("authorization is no bearer token")
+    token.ok_or("authorization is no bearer token")
 }
 
 /// The tokens file (`token: node` or `token: namespace/account`); read for each call, because tokens come

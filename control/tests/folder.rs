@@ -58,7 +58,7 @@ async fn nobody_is_served_before_the_folder_could_be_read_once() {
     let ca = mesh_net::ca::IstioCa { endpoint, validity_seconds: 3600, impersonate: true };
     let identity = mesh_core::identity::Identity::new("cluster.local", "default", "client");
     let refused = mesh_net::ca::Signer::sign(&ca, &identity).await.map(drop).unwrap_err();
-    assert!(refused.to_string().contains("the folder was not read yet"), "{refused}");
+    assert!(refused.to_string().contains("nothing was read yet"), "{refused}");
     let mut talk = running.stream("one").await;
     let opened = talk.open(ADDRESS_TYPE, &[("Kubernetes//Pod/default/client-1", "held")]);
     let filled = async {

@@ -72,8 +72,10 @@ impl<R: Reviewer> Reviews<R> {
     }
 
     async fn caller(&self, token: &str) -> Result<Caller, Status> {
-        if token.len() > LONGEST {
-            return Err(Status::unauthenticated("the token is too long to be one of a service account"));
+        if token.is_empty() || token.len() > LONGEST {
+            return Err(Status::unauthenticated(
+                "the token is empty or too long for one of a service account",
+            ));
         }
         if let Some(answer) = self.kept.fresh(token, Instant::now()) {
             return answer.map_err(Refusal::into);
