@@ -141,13 +141,14 @@ impl Sandboxes {
     /// The networks of pods, in their order. Reads `/proc` at most once, so it blocks.
     pub fn find(&self, wanted: &[Wanted]) -> Vec<Found> {
         let mut answers: Vec<Option<Found>> = wanted.iter().map(|pod| self.known(pod).map(Ok)).collect();
-        let open = || wanted.iter().zip(&answers).filter(|(pod, answer)| pod.sought && answer.is_none());
+        let search = |pod: &Wanted| pod.sought && !pod.addresses.is_empty();
+        let open = || wanted.iter().zip(&answers).filter(|(pod, answer)| search(pod) && answer.is_none());
         let ids: BTreeSet<&str> = open().flat_map(|(pod, _)| pod.names()).collect();
         let processes = if ids.is_empty() { Ok(HashMap::new()) } else { self.processes.of(&ids) };
         for (pod, answer) in wanted.iter().zip(&mut answers) {
             if answer.is_none() {
                 let found = match &processes {
-                    _ if !pod.sought || pod.addresses.is_empty() => Err("it has no address yet".into()),
+                    _ if !search(pod) => Err("it has no address yet".into()),
                     Ok(processes) => self.search(pod, processes),
                     Err(error) => Err(format!("{error}").into()),
                 };

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::Context;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Taint};
 use kube::{
     Api, Client,
     api::{Patch, PatchParams},
@@ -181,14 +181,34 @@ async fn remove_taint(client: Client, node: String, ready: Ready) {
 async fn untaint(nodes: &Api<Node>, name: &str) -> kube::Result<()> {
     let node = nodes.get(name).await?;
     let taints = node.spec.unwrap_or_default().taints.unwrap_or_default();
-    let rest: Vec<_> = taints.iter().filter(|taint| taint.key != TAINT).collect();
-    if rest.len() == taints.len() {
-        return Ok(());
-    }
+    let Some(rest) = without_ours(taints) else { return Ok(()) };
     // With the version that was read: whoever taints meanwhile wins, and this is done again.
     let version = node.metadata.resource_version;
     let patch = json!({"metadata": {"resourceVersion": version}, "spec": {"taints": rest}});
     nodes.patch(name, &PatchParams::default(), &Patch::Merge(&patch)).await?;
     tracing::info!(node = name, "taint {TAINT} is removed");
     Ok(())
+}
+
+/// The others' taints; none when ours is not among them.
+fn without_ours(taints: Vec<Taint>) -> Option<Vec<Taint>> {
+    let ours = |taint: &Taint| taint.key == TAINT;
+    taints.iter().any(ours).then(|| taints.into_iter().filter(|taint| !ours(taint)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_agents_own_taint_goes_whatever_its_effect_is() {
+        let taint =
+            |key: &str, effect: &str| Taint { key: key.into(), effect: effect.into(), ..Taint::default() };
+        let others = vec![taint("node.kubernetes.io/unreachable", "NoExecute"), taint("gpu", "NoSchedule")];
+        assert_eq!(without_ours(others.clone()), None);
+        let mut all = others.clone();
+        all.insert(1, taint(TAINT, "NoSchedule"));
+        all.push(taint(TAINT, "NoExecute"));
+        assert_eq!(without_ours(all), Some(others));
+    }
 }

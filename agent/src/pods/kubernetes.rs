@@ -115,7 +115,9 @@ impl Kubernetes {
                 continue;
             }
             let now = self.pods().await;
-            let lacking = now.iter().any(|pod| pod.eligibility.is_eligible() && pod.netns.is_none());
+            // One without an address has no network yet: the API server or the plugin tells when it has.
+            let lacks = |pod: &PodInfo| pod.netns.is_none() && !pod.addresses.is_empty();
+            let lacking = now.iter().any(|pod| pod.eligibility.is_eligible() && lacks(pod));
             if !lacking {
                 look = FIRST_LOOK;
             }

@@ -247,7 +247,11 @@ async fn what_is_captured_is_not_forgotten_while_a_pod_is_not_understood_or_has_
     assert_eq!(said(wrong.into_iter().map(Ok).collect(), plain()).await, ["synced"]);
     let ambient = vec![Event::Init, Event::InitApply(namespace("shop", &[AMBIENT])), Event::InitDone];
     let pods = listed(vec![pod("a", "1", json!({}))]);
-    assert_eq!(said(pods.into_iter().map(Ok).collect(), ambient).await, ["shop/a true", "synced"]);
+    assert_eq!(said(pods.into_iter().map(Ok).collect(), ambient.clone()).await, ["shop/a true", "synced"]);
+    // One that has no network yet was captured by nobody.
+    let starting = listed(vec![pod("a", "1", json!({"status": {"podIPs": []}}))]);
+    let said = said(starting.into_iter().map(Ok).collect(), ambient).await;
+    assert_eq!(said, ["shop/a true", "synced", "complete"]);
 }
 
 #[tokio::test(start_paused = true)]
