@@ -10,8 +10,8 @@ use crate::{
 };
 
 const BUNDLE: &str = "culvert-ca-root-cert";
-/// Longer than a kubelet takes to bring a changed ConfigMap to its pods here.
-const OVERLAP: &str = "--root-overlap=40s";
+/// Seconds; longer than a kubelet takes to bring a changed ConfigMap to its pods here.
+const OVERLAP: &str = "--root-overlap=40";
 
 /// Asked for by an annotation, it passes through both phases under load without a failed handshake, and
 /// ends with the new root alone.
