@@ -10,6 +10,9 @@ use crate::stage::Stage;
 /// Connections at a time.
 const CONNECTIONS: &str = "4";
 
+/// A word in a header of every request, which must not be readable on the wire.
+pub const SECRET: &str = "openwords";
+
 /// A load that runs.
 pub struct Load {
     namespace: String,
@@ -54,7 +57,7 @@ impl Stage {
         let file = format!("/tmp/load-{}.json", self.number());
         let script = format!(
             "/usr/bin/fortio load -qps {per_second} -c {CONNECTIONS} -t {seconds}s -timeout 5s -keepalive={} \
-             -allow-initial-errors -json {file} {url} > {file}.log 2>&1 < /dev/null &",
+             -H secret:{SECRET} -allow-initial-errors -json {file} {url} > {file}.log 2>&1 < /dev/null &",
             !fresh
         );
         self.exec(namespace, pod, &["/bin/sh", "-c", &script])?;
