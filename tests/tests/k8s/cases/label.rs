@@ -7,8 +7,8 @@ use serde_json::json;
 use crate::stage::{LIMIT, Stage};
 
 const NS: &str = "labelled";
-/// Bytes of the slow page: eight seconds at the rate at which the server's image sends it.
-const SIZE: usize = 800_000;
+/// Bytes of the slow page: twelve seconds at the rate at which the server's image sends it.
+const SIZE: usize = 1_200_000;
 
 /// A connection that is open while its namespace's label comes, and one while it goes, end in order;
 /// between the two the wire shows nothing readable.

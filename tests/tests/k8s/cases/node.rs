@@ -14,6 +14,8 @@ const BACK: &str = r#"{"spec": {"template": {"spec": {"nodeSelector": {"culvert.
 
 /// Makes the namespace, strict, with a server on the second node.
 fn set(stage: &Stage) -> Result<String> {
+    // The case before may have had it, and it goes away by and by.
+    stage.cluster.kubectl(&["wait", "--for=delete", &format!("namespace/{NS}"), "--timeout=90s"])?;
     stage.namespace(NS, true)?;
     stage.cluster.apply_object(&json!({
         "apiVersion": "security.istio.io/v1", "kind": "PeerAuthentication",
