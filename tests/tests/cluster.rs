@@ -94,7 +94,10 @@ fn two_nodes_run_pods_that_reach_each_other_services_and_names_and_a_node_surviv
             // Addresses of clients are kept from node to node.
             assert!(fetch(&format!("http://{address}/whoami")).unwrap().contains(own.as_str()));
         }
-        assert_eq!(fetch("http://web:8000/").unwrap(), "nginx\n", "by name, through kube-proxy, from {pod}");
+        // Names and kube-proxy's tables follow a little after the pods.
+        let what = format!("an answer by name, through kube-proxy, at {pod}");
+        let answer = wait::until(READY, &what, || fetch("http://web:8000/").ok()).unwrap();
+        assert_eq!(answer, "nginx\n");
     }
     cluster.power_off(1).unwrap();
     cluster.power_on(1).unwrap();
