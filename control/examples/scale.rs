@@ -1,5 +1,5 @@
-//! What one change costs in a large mesh: a measurement, for `--ignored` and an optimised build.
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+//! What one change costs in a large mesh: `cargo run --release -p control --example scale`.
+#![allow(clippy::unwrap_used, reason = "a measurement that cannot go on fails")]
 
 use std::time::{Duration, Instant};
 
@@ -66,9 +66,7 @@ impl Mesh {
     }
 }
 
-#[test]
-#[ignore = "a measurement: cargo test --release --test scale -- --ignored --nocapture"]
-fn a_change_among_five_thousand_pods() {
+fn main() {
     let mut mesh = Mesh {
         store: Store::default().on_kubernetes(false),
         memory: Memory::new(control::SERVICE_CIDR, None),
