@@ -161,8 +161,10 @@ fn an_agent_that_starts_while_the_control_plane_is_away_keeps_its_pods_closed_an
     let config = stage.config(0);
     assert_eq!(config["snapshot"]["from_disk"], true, "{config}");
     assert_eq!(config["snapshot"]["complete"], true);
-    let pods = config["pods"].to_string();
-    assert!(pods.contains("certificate authority cannot be reached"), "{pods}");
+    wait::until(LIMIT, "the pods to say what they lack", || {
+        stage.config(0)["pods"].to_string().contains("certificate authority cannot be reached").then_some(())
+    })
+    .unwrap();
     stage.is_closed();
     // The same with a file that is damaged: then nothing at all is known.
     stage.mesh.world.kill_agent(0);
