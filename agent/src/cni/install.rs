@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use mesh_net::xds::chain;
 use notify::{RecursiveMode, Watcher};
 use tokio::{
     sync::Notify,
@@ -221,16 +222,6 @@ fn replace(path: &Path, text: &[u8], like: &fs::Metadata) -> Result<(), InstallE
         fs::rename(&hidden, path)
     };
     write().map_err(failed(path, "written"))
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text
 }
 
 #[cfg(test)]

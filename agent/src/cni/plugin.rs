@@ -2,6 +2,7 @@
 
 use std::{fs::File, path::Path, time::Duration};
 
+use mesh_net::xds::chain;
 use serde_json::Value;
 
 use super::{
@@ -158,18 +159,14 @@ fn check_alone(request: &Request, pod: &PodArgs) -> Result<(), Failure> {
     if !Known::load(&settings.state_dir.join(KNOWN)).may_be_eligible(&pod.namespace, &settings.excluded) {
         return Ok(());
     }
-    let record = records(settings).get(&request.container, &request.interface);
-    let Some(record) = record else {
+    if records(settings).get(&request.container, &request.interface).is_none() {
         return Err(Failure::check(
             "nothing is noted of its sandbox; delete the pod, so that it is made again",
         ));
-    };
+    }
     // Whether its own label opted it out nobody here knows: that it is not captured is no error.
-    kernel(settings)
-        .and_then(|bpf| bpf.maps.pods().map_err(|error| chain(&error)))
-        .map_err(Failure::check)?;
-    drop(record);
-    Ok(())
+    let pods = kernel(settings).and_then(|bpf| bpf.maps.pods().map_err(|error| chain(&error)));
+    pods.map(drop).map_err(Failure::check)
 }
 
 /// Never fails: what cannot be removed now is removed by the next agent.
@@ -203,14 +200,4 @@ fn collect(request: &Request) {
             delete(request, &record.container, &record.interface);
         }
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text
 }

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use mesh_net::admin::bind_unix;
+use mesh_net::{admin::bind_unix, xds::chain};
 use tokio::{
     net::UnixListener,
     sync::Semaphore,
@@ -195,14 +195,4 @@ impl Server {
             }
         }
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text
 }

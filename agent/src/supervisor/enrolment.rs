@@ -10,6 +10,7 @@ use mesh_core::{
 use mesh_net::{
     ca::{CertState, SignError},
     task::{Drain, Pending},
+    xds::chain,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -363,14 +364,4 @@ where
 {
     let result = tokio::task::spawn_blocking(work).await.map_err(|error| error.to_string())?;
     result.map_err(|error| chain(&error))
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text
 }
