@@ -114,9 +114,9 @@ fn denied_and_released(stage: &Stage, client: &str, server: &str) -> Result<()> 
     let other = inside(&client.replace("client", "other"));
     stage.exec(ENDS, &other, &["/bin/sh", "-c", &curl(server)]).context("another principal was refused")?;
     stage.exec(ENDS, &inside(client), &["/bin/sh", "-c", &fails]).context("denied only once")?;
-    let reason = format!("explicitly denied by: {ENDS}/deny-{client}");
-    stage
-        .agent_says(server, &["direction=inbound", &format!("src.identity={}", identity(client)), &reason])?;
+    let who = format!("src.identity={}", identity(client));
+    let which = format!("{ENDS}/deny-{client}");
+    stage.agent_says(server, &["direction=inbound", &who, "explicitly denied by", &which])?;
     stage.cluster.delete(&policy.to_string())?;
     stage.until(ENDS, &inside(client), &curl(server)).context("after the policy was removed").map(drop)
 }
