@@ -205,6 +205,11 @@ fn job(namespace: &str, set: &Value, node: &str) -> Value {
             entries.retain(outside);
         }
     }
+    if let Some(pod) = pod.as_object_mut() {
+        // A node that has left the agents' selector would refuse the pod.
+        pod.remove("nodeSelector");
+        pod.remove("affinity");
+    }
     pod["nodeName"] = json!(node);
     pod["restartPolicy"] = json!("OnFailure");
     pod["automountServiceAccountToken"] = json!(false);
@@ -308,6 +313,7 @@ mod tests {
             "{args}"
         );
         assert_eq!((&pod["nodeName"], &pod["hostNetwork"]), (&json!("node-1"), &json!(true)));
+        assert!(pod["nodeSelector"].is_null(), "the node may have left it");
         assert_eq!(
             container["securityContext"],
             set.body["spec"]["template"]["spec"]["containers"][0]["securityContext"]
