@@ -26,12 +26,12 @@ pub fn curl(server: &str) -> String {
 }
 
 /// Identity of a server or client.
-pub fn identity(name: &str) -> String {
+fn identity(name: &str) -> String {
     format!("spiffe://cluster.local/ns/{ENDS}/sa/{name}")
 }
 
 /// A policy about a server's pods that denies a client.
-pub fn deny(client: &str, server: &str) -> Value {
+fn deny(client: &str, server: &str) -> Value {
     let principal = identity(client).replace("spiffe://", "");
     json!({"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy",
         "metadata": {"name": format!("deny-{client}"), "namespace": ENDS},
@@ -97,6 +97,23 @@ impl Stage {
             self.agent_says(own, &[&direction, &peer, &service, "dst.hbone_addr="])?;
         }
         Ok(())
+    }
+
+    /// A policy about a server refuses a client and nobody else, the server's agent names it, and when it is
+    /// gone the client is accepted again.
+    pub fn denied_and_released(&self, client: &str, server: &str) -> Result<()> {
+        let policy = deny(client, server);
+        let (request, fails) = (curl(server), format!("! {}", curl(server)));
+        self.cluster.apply_object(&policy)?;
+        self.until(ENDS, &inside(client), &fails)?;
+        let other = inside(&client.replace("client", "other"));
+        self.exec(ENDS, &other, &["/bin/sh", "-c", &request]).context("another principal was refused")?;
+        self.exec(ENDS, &inside(client), &["/bin/sh", "-c", &fails]).context("denied only once")?;
+        let who = format!("src.identity={}", identity(client));
+        let which = format!("{ENDS}/deny-{client}");
+        self.agent_says(server, &["direction=inbound", &who, "explicitly denied by", &which])?;
+        self.cluster.delete(&policy.to_string())?;
+        self.until(ENDS, &inside(client), &request).context("after the policy was removed").map(drop)
     }
 
     /// Waits for a line in the log of the agent of an end's node that has all of these words.

@@ -11,8 +11,9 @@ use crate::{
     stage::{ROLLOUT, SYSTEM, Stage},
 };
 
-/// The nodes move one after the other from istiod, istio-cni and ztunnel to ours; at each stage pods of
-/// both nodes reach each other with proven identities under STRICT, and the wire shows nothing readable.
+/// The nodes move one after the other from istiod, istio-cni and ztunnel to ours, and one of them back in
+/// between; at each stage pods of both nodes reach each other with proven identities under STRICT, the wire
+/// shows nothing readable, and with a control plane of each kind a policy counts at both.
 pub fn a_cluster_moves_from_istio_ambient_node_by_node_as_the_page_says(stage: &mut Stage) -> Result<()> {
     stage.ends()?;
     proven(stage, "under Istio")?;
@@ -30,6 +31,8 @@ pub fn a_cluster_moves_from_istio_ambient_node_by_node_as_the_page_says(stage: &
     moved(stage, "node-a")?;
     proven(stage, "with a node of each kind")?;
     ensure!(stage.agent_of("node-a")?.0 == SYSTEM && stage.agent_of("node-b")?.0 == ISTIO, "agents of nodes");
+    WAYS.iter().try_for_each(|(client, server)| stage.denied_and_released(client, server))?;
+    stage.say("policies count on both");
     moved_back(stage, "node-a")?;
     proven(stage, "with that node back at Istio")?;
     ensure!(stage.agent_of("node-a")?.0 == ISTIO, "the node that went back has ztunnel");

@@ -5,7 +5,7 @@ use harness::{capture::Capture, wait};
 use serde_json::{Value, json};
 
 use crate::{
-    ends::{ENDS, WAYS, curl, deny, identity, inside},
+    ends::{ENDS, WAYS, curl, inside},
     load::SECRET,
     stage::{LIMIT, ROLLOUT, SYSTEM, Stage},
 };
@@ -51,7 +51,7 @@ pub fn a_policy_that_denies_a_principal_counts_at_ztunnel_as_at_our_agent_until_
 ) -> Result<()> {
     stage.ends()?;
     for (client, server) in WAYS {
-        denied_and_released(stage, client, server)?;
+        stage.denied_and_released(client, server)?;
         stage.say(&format!("{server} denied {client} and nobody else"));
     }
     accepted(stage)
@@ -102,23 +102,8 @@ pub fn ztunnel_goes_on_with_the_next_control_plane_and_refuses_nothing(stage: &m
     stage.say(&format!("control plane replaced: {:?}", answers.0));
     answers.all_good(600)?;
     wait::until(LIMIT, "ztunnel at the next control plane", || accepted(stage).ok())?;
-    denied_and_released(stage, "client-a", at_ztunnel)?;
+    stage.denied_and_released("client-a", at_ztunnel)?;
     accepted(stage)
-}
-
-fn denied_and_released(stage: &Stage, client: &str, server: &str) -> Result<()> {
-    let policy = deny(client, server);
-    let fails = format!("! {}", curl(server));
-    stage.cluster.apply_object(&policy)?;
-    stage.until(ENDS, &inside(client), &fails)?;
-    let other = inside(&client.replace("client", "other"));
-    stage.exec(ENDS, &other, &["/bin/sh", "-c", &curl(server)]).context("another principal was refused")?;
-    stage.exec(ENDS, &inside(client), &["/bin/sh", "-c", &fails]).context("denied only once")?;
-    let who = format!("src.identity={}", identity(client));
-    let which = format!("{ENDS}/deny-{client}");
-    stage.agent_says(server, &["direction=inbound", &who, "explicitly denied by", &which])?;
-    stage.cluster.delete(&policy.to_string())?;
-    stage.until(ENDS, &inside(client), &curl(server)).context("after the policy was removed").map(drop)
 }
 
 /// ztunnel holds workloads and policies of this control plane and has refused nothing of it.
