@@ -103,7 +103,7 @@ fn moved(stage: &Stage, node: &str) -> Result<()> {
 /// The other way round; what our agent leaves on a node has to be cleaned.
 fn moved_back(stage: &Stage, node: &str) -> Result<()> {
     let command = ["uninstall", "--kubeconfig", &config(stage), "--node", node];
-    let early = stage.culvert(&command).map_or_else(|error| format!("{error:#}"), |said| said);
+    let early = stage.culvert(&command).unwrap_or_else(|error| format!("{error:#}"));
     ensure!(early.contains("still in the mesh") || early.contains("selector has node"), "too early: {early}");
     drain(stage, node)?;
     stage.cluster.kubectl(&["label", "node", node, &format!("{OURS}-")])?;
