@@ -141,6 +141,39 @@ fn kubectl_and_helm_install_what_the_api_server_accepts_and_the_rights_of_a_user
     helm(&cluster, name, manifests);
 }
 
+#[test]
+fn missing_kinds_of_istio_are_defined_and_those_that_are_there_are_left_alone() {
+    if !require::cluster("missing_kinds_of_istio_are_defined_and_those_that_are_there_are_left_alone") {
+        return;
+    }
+    let cluster = Cluster::api_server(&[]).unwrap();
+    let defined = || cluster.kubectl(&["get", "crds", "-o", "name"]).unwrap();
+    let (_, text, _) = culvert(&cluster, &["check", "--before"]);
+    assert!(text.contains("virtualservices") && text.contains("culvert install"), "{text}");
+    let (status, text, error) = culvert(&cluster, &["install", "--skip-check", "--skip-crds"]);
+    assert!(status == 0 && defined().is_empty(), "{text}{error}");
+    let (status, text, error) = culvert(&cluster, &["upgrade", "--skip-check"]);
+    assert!(
+        status == 0 && text.contains("created CustomResourceDefinition virtualservices.networking.istio.io"),
+        "{text}{error}"
+    );
+    assert_eq!(defined().lines().count(), 6, "{}", defined());
+    let routing = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/nginx-canary/routing.yaml");
+    cluster.wait_for(LIMIT, "the new kinds", &["virtualservices"], |_| Some(())).unwrap();
+    cluster.kubectl(&["apply", "--validate=strict", "-f", routing]).unwrap();
+    let shown = cluster.kubectl(&["get", "vs,dr"]).unwrap();
+    assert!(shown.contains("HOSTS") && shown.contains(r#"["nginx-service"]"#), "{shown}");
+
+    // Istio's own, which are stricter, replace ours, and the next upgrade does not touch them.
+    cluster.install_crds(Crds::Istio).unwrap();
+    let crd = ["crd", "virtualservices.networking.istio.io"];
+    let before = cluster.get(&crd).unwrap()["metadata"]["generation"].clone();
+    let (status, text, error) = culvert(&cluster, &["upgrade", "--skip-check"]);
+    assert!(status == 0 && !text.contains("CustomResourceDefinition"), "{text}{error}");
+    assert_eq!(cluster.get(&crd).unwrap()["metadata"]["generation"], before);
+    cluster.kubectl(&["get", "vs", "nginx-vs"]).unwrap();
+}
+
 /// A node object, of which nobody runs anything.
 fn node(cluster: &Cluster, name: &str, ready: &str) {
     let labels = json!({"kubernetes.io/os": "linux"});

@@ -66,7 +66,8 @@ impl Stage {
         Ok(stage)
     }
 
-    fn install(&self) -> Result<()> {
+    /// Installs Culvert and waits until it is ready.
+    pub fn install(&self) -> Result<()> {
         let config = self.cluster.kubeconfig().display().to_string();
         let said = self.culvert(&["install", "--kubeconfig", &config, "--wait"])?;
         eprintln!("{said}");
