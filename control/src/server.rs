@@ -159,6 +159,7 @@ pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)
     let discovery = AggregatedDiscoveryServiceServer::new(push).max_decoding_message_size(REQUEST_LIMIT);
     let routes = Routes::new(discovery).add_service(IstioCertificateServiceServer::new(service));
     let grpc = Server::builder()
+        .accept_http1(true)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_ANSWER))
         .add_routes(routes.into_axum_router().merge(validate::route(validations)).into())
