@@ -34,31 +34,36 @@ struct Done {
 /// Removes an installation.
 ///
 /// # Errors
-/// Pods are still labelled for the mesh and nobody said that this is all right; Helm owns the objects; the
-/// API server does not answer. It can be run again.
+/// Pods are still in the mesh and nobody said that this is all right; Helm owns the objects; a named node is
+/// not there or still has agents; the API server does not answer. It can be run again.
 pub async fn run(options: &Uninstall, as_json: bool, style: Style) -> Result<(Exit, String), Failure> {
     let namespace = &options.place.namespace;
     let cluster = connect(&options.place.reach).await?;
-    if !options.nodes_only && owned_by_helm(&cluster, namespace).await? {
+    let everywhere = options.nodes.is_empty();
+    if everywhere && !options.nodes_only && owned_by_helm(&cluster, namespace).await? {
         let reason = format!("Helm installed Culvert in {namespace}");
         return Err(Failure::new(reason, "culvert uninstall --nodes-only, then helm uninstall"));
     }
-    if !options.with_enrolled {
-        enrolled::refuse(&cluster).await?;
-    }
     let record = record::read(&cluster, namespace).await?;
+    let values = values(record.as_ref(), namespace);
+    let chosen = nodes::choose(&cluster, namespace, &values, &options.nodes).await?;
+    let names = chosen.names();
+    match (options.with_enrolled, everywhere) {
+        (true, _) => {}
+        (false, true) => enrolled::refuse(&cluster).await?,
+        (false, false) => enrolled::refuse_on(&cluster, &names).await?,
+    }
     let objects = objects(record.as_ref(), namespace);
     if options.dry_run {
-        let nodes = nodes::list(&cluster, namespace, &values(record.as_ref(), namespace)).await?;
-        let done =
-            Done { nodes, stuck: Vec::new(), removed: objects.iter().map(ToString::to_string).collect() };
+        let removed = if everywhere { objects.iter().map(ToString::to_string).collect() } else { Vec::new() };
+        let done = Done { nodes: names, stuck: Vec::new(), removed };
         return Ok(report(&done, options, as_json, style));
     }
     let mut done = Done::default();
     let deadline = Instant::now() + Duration::from_secs(options.timeout);
-    nodes::clean(&cluster, namespace, &values(record.as_ref(), namespace), deadline, &mut done).await?;
-    leftovers::unmark(&cluster).await?;
-    if !options.nodes_only && done.stuck.is_empty() {
+    nodes::clean(&cluster, namespace, chosen, deadline, &mut done).await?;
+    leftovers::unmark(&cluster, &names).await?;
+    if everywhere && !options.nodes_only && done.stuck.is_empty() {
         everything(&cluster, namespace, &objects, deadline, &mut done).await?;
     }
     Ok(report(&done, options, as_json, style))
@@ -136,6 +141,9 @@ fn report(done: &Done, options: &Uninstall, as_json: bool, style: Style) -> (Exi
     match (options.dry_run, done.stuck.is_empty(), options.nodes_only) {
         (true, ..) => out.push_str("\nnothing was changed; that is what would be removed\n  next: run it without --dry-run\n"),
         (_, false, _) => out.push_str(&format!("{}{next}", style.bad(bad))),
+        (_, true, false) if !options.nodes.is_empty() => {
+            out.push_str("\nthe nodes are clean; the mesh goes on without them\n");
+        }
         (_, true, true) => out.push_str("\nthe nodes are clean; pods talk as if there was no mesh\n  next: helm uninstall, or kubectl delete -k manifests\n"),
         (_, true, false) => out.push_str("\nCulvert is removed; pods talk as if there was no mesh\n"),
     }

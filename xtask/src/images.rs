@@ -2,6 +2,7 @@
 //! libraries give the same digests.
 
 mod archive;
+pub mod istio;
 mod rootfs;
 mod sbom;
 pub mod testing;

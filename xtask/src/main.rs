@@ -47,6 +47,10 @@ enum Verb {
         /// Runs the end-to-end tests of what agents do with Istio's control plane in the place of ours.
         #[arg(long, value_name = "CONTROL", value_parser = ["istiod"], conflicts_with_all = ["case", "keep"])]
         control: Option<String>,
+        /// Also runs the cases with Istio's node agents on one of the nodes. Nothing here builds a ztunnel:
+        /// this is the path of one; the rest comes from Istio's Go module.
+        #[arg(long, value_name = "PATH", conflicts_with = "control")]
+        ztunnel: Option<std::path::PathBuf>,
     },
     /// Regenerates `mesh-net/src/api` from the protos, and manifests, chart and their tables.
     Codegen {
@@ -109,11 +113,11 @@ fn dispatch(verb: Verb) -> anyhow::Result<ExitCode> {
         Verb::Bench { args } => return launch::launch(&root, "culvert-bench", &args),
         Verb::Setup => setup::announce(&root),
         Verb::Build { release } => build::all(&root, release),
-        Verb::Test { filter, case, keep, .. } if filter.as_deref() == Some("k8s") => {
-            test::on_kubernetes(&root, case.as_deref(), keep)
+        Verb::Test { filter, case, keep, ztunnel, .. } if filter.as_deref() == Some("k8s") => {
+            test::on_kubernetes(&root, case.as_deref(), keep, ztunnel.as_deref())
         }
         Verb::Test { filter, control: Some(_), .. } => test::under_istiod(&root, filter.as_deref()),
-        Verb::Test { filter, .. } => test::run_tests(&root, filter.as_deref()),
+        Verb::Test { filter, ztunnel, .. } => test::run_tests(&root, filter.as_deref(), ztunnel.as_deref()),
         Verb::Codegen { check } => codegen::run(&root, check),
         Verb::Images { out, debug } => images::run_images(&root, out, debug),
         Verb::Verify { kernels, json } => verify::run(&root, &verify::Options { kernels, json }),

@@ -27,25 +27,36 @@ const MEMBERS: [&str; 3] = ["--workspace", "--exclude", "agent-ebpf"];
 const ALL: [Part; 3] = [Part::ControlPlane, Part::Nodes, Part::Helm];
 
 /// Runs the tests of all crates, or those whose name contains `filter`. As root the kernel and
-/// namespace tests must run: a skip there is a failure.
-pub fn run_tests(root: &Path, filter: Option<&str>) -> Result<()> {
+/// namespace tests must run: a skip there is a failure. Those beside Istio's node agents need a ztunnel.
+pub fn run_tests(root: &Path, filter: Option<&str>, ztunnel: Option<&Path>) -> Result<()> {
     setup::ensure(if is_root() { Need::Cluster } else { Need::Test })?;
     let object = build::ebpf(root)?;
     build_programs(root, &object, &["--tests"])?;
-    let cluster = if is_root() { Cluster::prepare(root, &target(root)?.join("debug"), &ALL)? } else { None };
+    let cluster = if is_root() { prepare(root, &ALL, ztunnel)? } else { None };
     let mut summary = Summary::default();
     let status = stream(tests(root, &object, cluster.as_ref(), filter), &mut summary)?;
     println!("{summary}");
     conclude(&summary, status, filter)
 }
 
-/// Runs the cases on the Kubernetes cluster, or those whose name contains `case`.
-pub fn on_kubernetes(root: &Path, case: Option<&str>, keep: bool) -> Result<()> {
+/// The cluster's programs and images, with those of Istio's parts when a ztunnel is given.
+fn prepare(root: &Path, parts: &[Part], ztunnel: Option<&Path>) -> Result<Option<Cluster>> {
+    let built = target(root)?.join("debug");
+    let cluster = Cluster::prepare(root, &built, parts)?;
+    match (cluster, ztunnel) {
+        (Some(cluster), Some(ztunnel)) => Ok(Some(cluster.with_ztunnel(root, &built, ztunnel)?)),
+        (cluster, _) => Ok(cluster),
+    }
+}
+
+/// Runs the cases on the Kubernetes cluster, or those whose name contains `case`; those beside Istio's
+/// node agents need a ztunnel.
+pub fn on_kubernetes(root: &Path, case: Option<&str>, keep: bool, ztunnel: Option<&Path>) -> Result<()> {
     ensure!(is_root(), "a cluster needs network namespaces and mounts: run this as root");
     setup::ensure(Need::Cluster)?;
     let object = build::ebpf(root)?;
     build_programs(root, &object, &["--test", "k8s"])?;
-    let cluster = Cluster::prepare(root, &target(root)?.join("debug"), &[Part::ControlPlane, Part::Nodes])?;
+    let cluster = prepare(root, &[Part::ControlPlane, Part::Nodes], ztunnel)?;
     let cluster = cluster.context("the cluster's programs are built with Go, which is not on PATH")?;
     let mut command = cargo(root);
     command.env("CULVERT_EBPF_OBJECT", &object).arg("test").args(MEMBERS).args(["--test", "k8s"]);

@@ -230,7 +230,12 @@ impl Bpf {
             list(&dir)?.iter().try_for_each(|link| remove_link(link))?;
         }
         let node = self.pins.parent().unwrap_or(&self.pins).to_path_buf();
-        fs::remove_dir_all(&node).map_err(|source| BpfError::Pins { path: node, source })
+        fs::remove_dir_all(&node).map_err(|source| BpfError::Pins { path: node.clone(), source })?;
+        // Empty when no other node has its folder on this machine.
+        if let Some(all) = node.parent() {
+            fs::remove_dir(all).ok();
+        }
+        Ok(())
     }
 
     fn is_pinned(&self, name: &str) -> bool {

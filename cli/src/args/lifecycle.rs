@@ -96,6 +96,10 @@ pub struct Uninstall {
     /// before `helm uninstall`.
     #[arg(long)]
     pub nodes_only: bool,
+    /// Only cleans this node, which the agents' selector does not have any more; the mesh stays on the
+    /// others. Repeatable.
+    #[arg(long = "node", value_name = "NODE", conflicts_with = "nodes_only")]
+    pub nodes: Vec<String>,
     /// Says what would be removed.
     #[arg(long)]
     pub dry_run: bool,

@@ -46,14 +46,42 @@ fn judge(namespaces: &[&str], pods: &[String]) -> Option<Failure> {
     Some(Failure::new(reason, format!("remove istio.io/dataplane-mode from what makes these pods, {accept}")))
 }
 
-/// Whether a pod was announced to be in the mesh.
-pub(super) fn announced(pod: &Value) -> bool {
-    !pod["metadata"]["annotations"]["ambient.istio.io/redirection"].is_null()
+/// Refuses while pods of these nodes are in the mesh.
+///
+/// # Errors
+/// One is, or the API server does not answer.
+pub(super) async fn refuse_on(cluster: &Cluster, nodes: &[String]) -> Result<(), Failure> {
+    let pods = cluster.list(&collection("v1", "Pod", ""), "").await?;
+    let Some(first) = pods.iter().find(|pod| announced(pod, nodes)) else { return Ok(()) };
+    let node = text(first, "/spec/nodeName");
+    Err(Failure::new(
+        format!("pods of node {node} are still in the mesh, first {}", name(first)),
+        format!(
+            "kubectl drain {node} --ignore-daemonsets, or pass --with-enrolled if plaintext is all right"
+        ),
+    ))
+}
+
+/// Whether a pod of one of these nodes was announced to be in the mesh.
+pub(super) fn announced(pod: &Value, nodes: &[String]) -> bool {
+    let marked = !pod["metadata"]["annotations"]["ambient.istio.io/redirection"].is_null();
+    marked && nodes.iter().any(|node| node == text(pod, "/spec/nodeName"))
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn only_pods_of_the_nodes_that_are_cleaned_lose_their_mark() {
+        let pod = |node: &str, mark: Value| json!({"metadata": {"annotations": {"ambient.istio.io/redirection": mark}}, "spec": {"nodeName": node}});
+        let ours = ["ours".to_owned()];
+        assert!(announced(&pod("ours", json!("enabled")), &ours));
+        assert!(!announced(&pod("ours", Value::Null), &ours));
+        assert!(!announced(&pod("ztunnels", json!("enabled")), &ours), "its own agent has set it");
+    }
 
     #[test]
     fn who_is_still_in_the_mesh_is_named_with_how_to_take_it_out() {

@@ -24,11 +24,12 @@ const MADE: [(&str, &str); 4] = [
 ];
 const LABEL: &str = "labelSelector=culvert.dev%2Fmanaged-by%3Dcontrol";
 
-/// Takes the mark off every pod: a control plane that sees it takes the pod for one that speaks HBONE.
-pub(super) async fn unmark(cluster: &Cluster) -> Result<(), Failure> {
+/// Takes the mark off every pod of these nodes: a control plane that sees it takes the pod for one that
+/// speaks HBONE. Pods of other nodes have it from their own agents, which may be Istio's.
+pub(super) async fn unmark(cluster: &Cluster, nodes: &[String]) -> Result<(), Failure> {
     let pods = cluster.list(&collection("v1", "Pod", ""), "").await?;
     let none = json!({"metadata": {"annotations": {"ambient.istio.io/redirection": null}}});
-    for pod in pods.iter().filter(|pod| announced(pod)) {
+    for pod in pods.iter().filter(|pod| announced(pod, nodes)) {
         let (namespace, name) = (text(pod, "/metadata/namespace"), text(pod, "/metadata/name"));
         cluster.merge(&path("v1", "Pod", namespace, name), &none).await?;
     }

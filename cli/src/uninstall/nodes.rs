@@ -40,63 +40,107 @@ async fn agents(cluster: &Cluster, namespace: &str, values: &Values) -> Result<V
         .ok_or_else(|| Failure::new("the manifests have no DaemonSet", "report this"))
 }
 
+/// What is going to be cleaned.
+pub(super) struct Chosen {
+    /// The agents' DaemonSet.
+    set: Value,
+    /// Nodes, and whether each is ready.
+    nodes: BTreeMap<String, bool>,
+    /// Whether these are all nodes with agents, so that the agents go first.
+    all: bool,
+}
+
+impl Chosen {
+    /// Names of the nodes.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.nodes.keys().cloned().collect()
+    }
+}
+
+/// Every node that may have an agent; or those that are named, which must have none any more.
+pub(super) async fn choose(
+    cluster: &Cluster,
+    namespace: &str,
+    values: &Values,
+    named: &[String],
+) -> Result<Chosen, Failure> {
+    let set = agents(cluster, namespace, values).await?;
+    let nodes = cluster.list(&collection("v1", "Node", ""), "").await?;
+    let nodes = if named.is_empty() { candidates(&nodes, &set) } else { left(&nodes, &set, named)? };
+    Ok(Chosen { set, nodes, all: named.is_empty() })
+}
+
 /// Nodes that may have an agent, and whether each is ready.
-async fn candidates(cluster: &Cluster, set: &Value) -> Result<BTreeMap<String, bool>, Failure> {
+fn candidates(nodes: &[Value], set: &Value) -> BTreeMap<String, bool> {
     let selector = set.pointer("/spec/template/spec/nodeSelector").cloned().unwrap_or_default();
     let fits = |node: &&Value| {
         let labels = &node["metadata"]["labels"];
         selector.as_object().into_iter().flatten().all(|(key, value)| &labels[key] == value)
     };
-    let nodes = cluster.list(&collection("v1", "Node", ""), "").await?;
     let of = |node: &Value| (text(node, "/metadata/name").to_owned(), condition(node, "Ready"));
-    Ok(nodes.iter().filter(fits).map(of).collect())
+    nodes.iter().filter(fits).map(of).collect()
 }
 
-/// Names of the nodes that would be cleaned.
-pub(super) async fn list(
-    cluster: &Cluster,
-    namespace: &str,
-    values: &Values,
-) -> Result<Vec<String>, Failure> {
-    let set = agents(cluster, namespace, values).await?;
-    Ok(candidates(cluster, &set).await?.into_keys().collect())
+/// The named nodes, when the agents' selector has none of them: else an agent would come back to a node
+/// that was just cleaned.
+fn left(nodes: &[Value], set: &Value, named: &[String]) -> Result<BTreeMap<String, bool>, Failure> {
+    let with_agents = candidates(nodes, set);
+    let mut chosen = BTreeMap::new();
+    for name in named {
+        let Some(node) = nodes.iter().find(|node| text(node, "/metadata/name") == name) else {
+            return Err(Failure::new(format!("there is no node {name}"), "kubectl get nodes"));
+        };
+        if with_agents.contains_key(name) {
+            return Err(Failure::new(
+                format!("the agents' selector has node {name}"),
+                "take its label away, or change agent.nodeSelector with culvert upgrade --set; then again",
+            ));
+        }
+        chosen.insert(name.clone(), condition(node, "Ready"));
+    }
+    Ok(chosen)
 }
 
-/// Removes the agents and cleans every node. A node that is not ready, or not clean at the deadline, is
-/// noted and not waited for.
+/// Removes the agents, where all nodes are chosen, and cleans every chosen node. A node that is not ready,
+/// or not clean at the deadline, is noted and not waited for.
 pub(super) async fn clean(
     cluster: &Cluster,
     namespace: &str,
-    values: &Values,
+    chosen: Chosen,
     deadline: Instant,
     done: &mut Done,
 ) -> Result<(), Failure> {
-    let set = agents(cluster, namespace, values).await?;
-    let nodes = candidates(cluster, &set).await?;
     if cluster.get(&path("v1", "Namespace", "", namespace)).await?.is_none() {
         return Ok(());
     }
     eprintln!("  agents: stopping");
-    if cluster.delete(&path("apps/v1", "DaemonSet", namespace, AGENT)).await? {
+    if chosen.all && cluster.delete(&path("apps/v1", "DaemonSet", namespace, AGENT)).await? {
         done.removed.push(format!("DaemonSet {namespace}/{AGENT}"));
     }
-    agents_gone(cluster, namespace, deadline).await?;
-    let (ready, away): (Vec<_>, Vec<_>) = nodes.into_iter().partition(|(_, ready)| *ready);
+    agents_gone(cluster, namespace, &chosen, deadline).await?;
+    let set = &chosen.set;
+    let (ready, away): (Vec<_>, Vec<_>) = chosen.nodes.into_iter().partition(|(_, ready)| *ready);
     done.stuck.extend(away.into_iter().map(|(node, _)| (node, "the node is not ready".to_owned())));
     let ready: Vec<_> = ready.into_iter().map(|(node, _)| node).collect();
     for batch in ready.chunks(AT_ONCE) {
         for node in batch {
-            start(cluster, namespace, &set, node).await?;
+            start(cluster, namespace, set, node).await?;
         }
         finish(cluster, namespace, batch, deadline, done).await?;
     }
     Ok(())
 }
 
-async fn agents_gone(cluster: &Cluster, namespace: &str, deadline: Instant) -> Result<(), Failure> {
+async fn agents_gone(
+    cluster: &Cluster,
+    namespace: &str,
+    chosen: &Chosen,
+    deadline: Instant,
+) -> Result<(), Failure> {
     let query = format!("labelSelector=app.kubernetes.io%2Fname%3D{AGENT}");
     loop {
-        let pods = cluster.list(&collection("v1", "Pod", namespace), &query).await?;
+        let mut pods = cluster.list(&collection("v1", "Pod", namespace), &query).await?;
+        pods.retain(|pod| chosen.all || chosen.nodes.contains_key(text(pod, "/spec/nodeName")));
         let Some(pod) = pods.first() else { return Ok(()) };
         if Instant::now() >= deadline {
             let reason =
@@ -160,6 +204,11 @@ fn job(namespace: &str, set: &Value, node: &str) -> Value {
         if let Some(Value::Array(entries)) = pod.pointer_mut(list) {
             entries.retain(outside);
         }
+    }
+    if let Some(pod) = pod.as_object_mut() {
+        // A node that has left the agents' selector would refuse the pod.
+        pod.remove("nodeSelector");
+        pod.remove("affinity");
     }
     pod["nodeName"] = json!(node);
     pod["restartPolicy"] = json!("OnFailure");
@@ -236,6 +285,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_single_node_is_cleaned_only_when_the_agents_selector_has_it_no_more() {
+        let set = json!({"spec": {"template": {"spec": {"nodeSelector": {"mesh": "ours"}}}}});
+        let node = |name: &str, mesh: &str| {
+            json!({"metadata": {"name": name, "labels": {"mesh": mesh}},
+                "status": {"conditions": [{"type": "Ready", "status": "True"}]}})
+        };
+        let nodes = [node("a", "ours"), node("b", "other")];
+        assert_eq!(candidates(&nodes, &set), BTreeMap::from([("a".to_owned(), true)]));
+        assert_eq!(left(&nodes, &set, &["b".into()]).unwrap(), BTreeMap::from([("b".to_owned(), true)]));
+        let refused = left(&nodes, &set, &["b".into(), "a".into()]).unwrap_err();
+        assert_eq!(refused.reason, "the agents' selector has node a");
+        assert!(left(&nodes, &set, &["c".into()]).unwrap_err().reason.contains("no node c"));
+    }
+
+    #[test]
     fn the_job_of_a_node_is_the_agents_pod_with_its_cleaning_arguments() {
         let set =
             resolve::objects(&Values::defaults("n")).into_iter().find(|o| o.kind() == "DaemonSet").unwrap();
@@ -249,6 +313,7 @@ mod tests {
             "{args}"
         );
         assert_eq!((&pod["nodeName"], &pod["hostNetwork"]), (&json!("node-1"), &json!(true)));
+        assert!(pod["nodeSelector"].is_null(), "the node may have left it");
         assert_eq!(
             container["securityContext"],
             set.body["spec"]["template"]["spec"]["containers"][0]["securityContext"]

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 /// Names the folder of the image archives that `cargo xtask test` wrote.
 pub const IMAGES: &str = "CULVERT_CLUSTER_IMAGES";
 
+/// Names the folder of the image archives of Istio's parts that `cargo xtask test --ztunnel` wrote.
+pub const ISTIO_IMAGES: &str = "CULVERT_ISTIO_IMAGES";
+
 /// Names the folder of the programs that `cargo xtask setup` built.
 pub const VARIABLE: &str = "CULVERT_CLUSTER_PROGRAMS";
 
@@ -40,9 +43,18 @@ impl Programs {
 }
 
 /// The image archives that the nodes may fetch.
-#[allow(clippy::disallowed_methods, reason = "the cluster's one reader of the environment")]
 pub fn images() -> Option<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(std::env::var(IMAGES).ok()?).ok()?;
+    archives(IMAGES)
+}
+
+/// The same of Istio's own parts; none when no ztunnel is given.
+pub fn istio_images() -> Option<Vec<PathBuf>> {
+    archives(ISTIO_IMAGES)
+}
+
+#[allow(clippy::disallowed_methods, reason = "the cluster's one reader of the environment")]
+fn archives(variable: &str) -> Option<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(std::env::var(variable).ok()?).ok()?;
     let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
     Some(paths.filter(|path| path.extension().is_some_and(|end| end == "tar")).collect())
 }

@@ -6,6 +6,7 @@ mod kiali;
 mod killed;
 mod label;
 mod many;
+mod migrate;
 mod node;
 mod pods;
 mod probes;
@@ -20,6 +21,7 @@ mod uninstall;
 mod upgrade;
 mod validation;
 mod waypoint;
+mod ztunnel;
 
 use crate::Case;
 
@@ -51,3 +53,15 @@ pub const ALL: &[Case] = cases![
     rights::the_programs_use_what_they_are_granted_and_nothing_was_refused,
     uninstall::culvert_is_removed_without_a_trace_and_installed_again,
 ];
+
+/// Cases with our agent on the first node and Istio's agents on the second.
+pub const BESIDE_ZTUNNEL: &[Case] = cases![
+    ztunnel::ztunnel_under_our_control_plane_and_our_agent_carry_traffic_both_ways_by_hbone,
+    ztunnel::a_policy_that_denies_a_principal_counts_at_ztunnel_as_at_our_agent_until_it_is_gone,
+    ztunnel::clients_and_versions_under_ztunnel_take_part_in_a_route_through_our_waypoint,
+    ztunnel::ztunnel_goes_on_with_the_next_control_plane_and_refuses_nothing,
+];
+
+/// Cases that begin with Istio's control plane and agents alone.
+pub const FROM_ISTIO: &[Case] =
+    cases![migrate::a_cluster_moves_from_istio_ambient_node_by_node_as_the_page_says];

@@ -9,12 +9,19 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use harness::{
-    cluster::{Cluster, Shape, crds::Crds, programs::images},
+    cluster::{
+        Cluster, Shape,
+        crds::Crds,
+        programs::{images, istio_images},
+    },
     shell, wait,
 };
 use serde_json::{Value, json};
 
-use crate::shop::SHOP;
+use crate::{
+    istio::{self, ISTIO, OURS},
+    shop::SHOP,
+};
 
 /// Namespace of our own pods.
 pub const SYSTEM: &str = "culvert-system";
@@ -41,6 +48,29 @@ pub struct Stage {
 impl Stage {
     /// Starts the cluster and installs Culvert.
     pub fn set() -> Result<Self> {
+        let stage = Self::bare(images().context("no images: run cargo xtask test k8s")?)?;
+        stage.install(&[])?;
+        Ok(stage)
+    }
+
+    /// The same with our agent on the first node and Istio's agents on the second.
+    pub fn set_beside_ztunnel() -> Result<Self> {
+        let stage = Self::with_images_of_istio()?;
+        stage.cluster.kubectl(&["label", "node", "node-a", &format!("{OURS}=culvert")])?;
+        stage.install(&["--set", &format!("agent.nodeSelector={}", json!({OURS: "culvert"}))])?;
+        stage.istio_agents(istio::CULVERT, &istio::off_our_nodes())?;
+        stage.say("istio-cni and ztunnel are ready");
+        Ok(stage)
+    }
+
+    /// Starts a cluster whose nodes may also fetch the images of Istio's parts.
+    pub fn with_images_of_istio() -> Result<Self> {
+        let mut all = images().context("no images: run cargo xtask test k8s")?;
+        all.extend(istio_images().context("no images of Istio's parts: run cargo xtask test k8s --ztunnel")?);
+        Self::bare(all)
+    }
+
+    fn bare(images: Vec<PathBuf>) -> Result<Self> {
         let started = Instant::now();
         let own = std::env::current_exe()?;
         let programs =
@@ -50,7 +80,7 @@ impl Stage {
             crds: Crds::ALL.to_vec(),
             nodes: 2,
             helpers: programs.clone(),
-            images: images().context("no images: run cargo xtask test k8s")?,
+            images,
         };
         eprintln!("k8s: starting a cluster of two nodes");
         let stage = Self {
@@ -61,16 +91,16 @@ impl Stage {
             made: RefCell::default(),
         };
         stage.say("the cluster is up");
-        stage.install()?;
-        stage.say("Culvert is installed");
         Ok(stage)
     }
 
-    /// Installs Culvert and waits until it is ready.
-    pub fn install(&self) -> Result<()> {
+    /// Installs Culvert with these options, and waits until it is ready.
+    pub fn install(&self, options: &[&str]) -> Result<()> {
         let config = self.cluster.kubeconfig().display().to_string();
-        let said = self.culvert(&["install", "--kubeconfig", &config, "--wait"])?;
+        let words = ["install", "--kubeconfig", &config, "--wait"];
+        let said = self.culvert(&[&words[..], options].concat())?;
         eprintln!("{said}");
+        self.say("Culvert is installed");
         Ok(())
     }
 
@@ -102,9 +132,13 @@ impl Stage {
         self.numbers.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// State of our own pods.
+    /// State of our own pods, and of Istio's where there are any.
     pub fn trouble(&self) -> String {
-        self.cluster.trouble(SYSTEM)
+        let mut text = self.cluster.trouble(SYSTEM);
+        if self.cluster.kubectl(&["-n", ISTIO, "get", "daemonset", "ztunnel"]).is_ok() {
+            text.push_str(&self.cluster.trouble(ISTIO));
+        }
+        text
     }
 
     /// Makes a namespace that goes with the case.

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::command::{find, output};
 
-const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub(super) const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 const NGINX: &str = "worker_processes 1;
 error_log /dev/stderr;
@@ -43,7 +43,7 @@ pub fn assemble(programs: &Path, out: &Path) -> Result<()> {
     tools(programs, &out.join("test-tools.tar"))
 }
 
-fn machine(name: &str) -> Result<PathBuf> {
+pub(super) fn machine(name: &str) -> Result<PathBuf> {
     let found = find(name).or_else(|| Some(Path::new("/usr/sbin").join(name)).filter(|path| path.is_file()));
     found.with_context(|| format!("{name} is not on this machine; run: cargo xtask setup"))
 }

@@ -25,6 +25,8 @@ pub enum Part {
     Helm,
     /// Istio's control plane, for tests of the agent under it.
     Istiod,
+    /// Istio's node agent and plugin that capture pods for ztunnel.
+    IstioCni,
 }
 
 const K8S: &str = "k8s.io/kubernetes/cmd";
@@ -53,6 +55,7 @@ impl Part {
             }
             Self::Helm => of("helm.sh/helm/v3/cmd", &["helm"]),
             Self::Istiod => of("istio.io/istio/pilot/cmd", &["pilot-discovery"]),
+            Self::IstioCni => of("istio.io/istio/cni/cmd", &["install-cni", "istio-cni"]),
         }
     }
 }

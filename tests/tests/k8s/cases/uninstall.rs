@@ -41,7 +41,7 @@ pub fn culvert_is_removed_without_a_trace_and_installed_again(stage: &mut Stage)
     ensure!(capture.stop()?.contains(SECRET), "without a mesh requests are readable");
 
     stage.cluster.kubectl(&["wait", "--for=delete", &format!("namespace/{SYSTEM}"), "--timeout=60s"])?;
-    stage.install()?;
+    stage.install(&[])?;
     stage.enrolled(SHOP, true)?;
     stage.waypoint(SHOP)?;
     stage.shop_answers()?;
