@@ -5,6 +5,7 @@
 //! remove the old, so that capture never has a gap and exactly one program per hook remains. Of
 //! another ABI version nothing is adopted: its pods are closed until they are enrolled anew.
 
+mod detach;
 mod load;
 mod maps;
 mod stats;

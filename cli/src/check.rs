@@ -8,17 +8,23 @@ pub mod node;
 pub mod nodes;
 pub mod preflight;
 
-use std::fmt::Write;
+use std::{
+    fmt::Write,
+    time::{Duration, Instant},
+};
 
 use serde_json::json;
 
 use crate::{
     args::lifecycle::Check,
-    cluster::connect::connect,
+    cluster::{Cluster, connect::connect},
     exit::{Exit, Failure},
     style::Style,
 };
 use finding::{Finding, State};
+
+/// Between two looks with `--wait`.
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// Checks: before an installation what it needs, after it also whether it works.
 ///
@@ -27,18 +33,32 @@ use finding::{Finding, State};
 pub async fn run(options: &Check, as_json: bool, style: Style) -> Result<(Exit, String), Failure> {
     let findings = match options.node {
         true => node::probe(&options.root),
-        false => {
-            let namespace = &options.place.namespace;
-            let cluster = connect(&options.place.reach).await?;
-            let mut findings = preflight::look(&cluster, namespace).await?;
-            if !options.before {
-                findings.extend(installed::look(&cluster, &options.place).await?);
-            }
-            findings
-        }
+        false => last(options).await?,
     };
     let errors = count(&findings, State::Error);
     Ok((Exit::well_if(errors == 0), text(&findings, as_json, style)))
+}
+
+/// What a cluster's checks found in the end: at once, or when nothing is wrong any more or time is up.
+async fn last(options: &Check) -> Result<Vec<Finding>, Failure> {
+    let cluster = connect(&options.place.reach).await?;
+    let until = Instant::now() + Duration::from_secs(options.timeout);
+    loop {
+        let looked = look(&cluster, options).await;
+        let well = looked.as_ref().is_ok_and(|findings| count(findings, State::Error) == 0);
+        if well || !options.wait || Instant::now() + AGAIN >= until {
+            return looked;
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+async fn look(cluster: &Cluster, options: &Check) -> Result<Vec<Finding>, Failure> {
+    let mut findings = preflight::look(cluster, &options.place.namespace).await?;
+    if !options.before {
+        findings.extend(installed::look(cluster, &options.place).await?);
+    }
+    Ok(findings)
 }
 
 fn count(findings: &[Finding], state: State) -> usize {

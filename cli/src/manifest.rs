@@ -2,6 +2,7 @@
 //! `culvert install`, the kustomize base with its overlays, the Helm chart and the tables of `docs/` are made.
 
 pub mod chart;
+pub mod crds;
 pub mod kustomize;
 pub mod objects;
 pub mod page;

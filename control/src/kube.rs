@@ -18,6 +18,7 @@ mod supervise;
 mod tests;
 pub mod tokens;
 mod watch;
+pub mod webhook;
 pub mod write;
 
 use std::{collections::BTreeMap, sync::Arc};

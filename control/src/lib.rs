@@ -21,6 +21,7 @@ pub mod server;
 pub mod shelf;
 pub mod source;
 pub mod status;
+pub mod validate;
 pub mod vips;
 
 use std::path::Path;

@@ -38,6 +38,8 @@ pub struct Metrics {
     pub folder_readable: IntGauge,
     /// Certificates issued and refused.
     pub certificates: IntCounterVec,
+    /// Reviews of objects that the API server asked for, by result.
+    pub validations: IntCounterVec,
     /// Watches of the API server.
     pub watch: Watching,
 }
@@ -92,6 +94,7 @@ impl Metrics {
             compilation,
             version: gauge("config_version", "Compilations that changed something, since start.")?,
             folder_readable: gauge("folder_readable", "1 when the folder could be read the last time.")?,
+            validations: counters("validations_total", "Objects reviewed for the API server.", &["result"])?,
             certificates: counters("certificates_total", "Certificate requests.", &["result"])?,
             watch: Watching {
                 lists: counters(

@@ -16,7 +16,7 @@ use tokio::{
     sync::{mpsc, watch},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Server;
+use tonic::{service::Routes, transport::Server};
 
 use self::cluster::Cluster;
 use crate::{
@@ -36,6 +36,7 @@ use crate::{
     publish::Published,
     push::{Clients, Push},
     shelf::Shelf,
+    validate,
 };
 
 /// Settings.
@@ -132,6 +133,7 @@ pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)
         trust_domain: config.options.trust_domain.clone(),
         counts: metrics.certificates.clone(),
     };
+    let validations = metrics.validations.clone();
     let admin =
         router(Admin { folder: config.folder.clone(), watches, ca: ca.clone(), current, clients, metrics });
     let listener = TcpListener::bind(config.admin).await.context("admin address cannot be bound")?;
@@ -154,11 +156,13 @@ pub async fn run_with(config: Config, bound: impl FnOnce(SocketAddr, SocketAddr)
     let accepting = tls::accept(listener, ca, names(&config), handed);
     bound(address, admin_address);
     tracing::info!(listen = %address, admin = %admin_address, "control plane started");
+    let discovery = AggregatedDiscoveryServiceServer::new(push).max_decoding_message_size(REQUEST_LIMIT);
+    let routes = Routes::new(discovery).add_service(IstioCertificateServiceServer::new(service));
     let grpc = Server::builder()
+        .accept_http1(true)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_ANSWER))
-        .add_service(AggregatedDiscoveryServiceServer::new(push).max_decoding_message_size(REQUEST_LIMIT))
-        .add_service(IstioCertificateServiceServer::new(service))
+        .add_routes(routes.into_axum_router().merge(validate::route(validations)).into())
         .serve_with_incoming(ReceiverStream::new(incoming));
     let ended = tokio::select! {
         ended = grpc => ended.context("configuration server ended"),

@@ -17,8 +17,13 @@ use mesh_net::{
     wire,
     xds::{self},
 };
+use rustls::pki_types::{CertificateDer, ServerName, pem::PemObject};
 use support::{POD, Running};
-use tokio::sync::watch;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::watch,
+};
 use tokio_util::sync::CancellationToken;
 
 async fn certificate(
@@ -85,4 +90,49 @@ async fn an_agent_follows_the_folder_over_tls() {
     snapshots.wait_for(|s| s.policy(&name).is_none() && s.workload_count() == 0).await.unwrap();
     cancel.cancel();
     task.await.unwrap();
+}
+
+/// What the API server does: HTTP/1.1 over TLS, whatever else the port speaks.
+async fn ask_webhook(running: &Running, body: &str) -> String {
+    let endpoint = running.endpoint("one");
+    let pem = std::fs::read(endpoint.roots.unwrap()).unwrap();
+    let mut roots = rustls::RootCertStore::empty();
+    for root in CertificateDer::pem_slice_iter(&pem) {
+        roots.add(root.unwrap()).unwrap();
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let stream = TcpStream::connect(endpoint.url.strip_prefix("https://").unwrap()).await.unwrap();
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut tls = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+    let head = format!(
+        "POST /validate HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    tls.write_all((head + body).as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = tls.read_to_end(&mut answer).await;
+    String::from_utf8(answer).unwrap()
+}
+
+#[tokio::test]
+async fn the_api_server_may_ask_for_a_review_over_http_1_and_odd_questions_harm_nothing() {
+    let running = Running::start(&[("pod.yaml", POD)]).await;
+    let object = r#"{"kind":"Gateway","apiVersion":"gateway.networking.k8s.io/v1","metadata":{"name":"a"}}"#;
+    let asked = format!(r#"{{"request":{{"uid":"1","operation":"CREATE","object":{object}}}}}"#);
+    let answer = ask_webhook(&running, &asked).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(r#""allowed":false"#), "{answer}");
+    assert!(answer.contains("spec is missing"), "{answer}");
+    for odd in ["", "{", "[1]", &"[".repeat(100_000)] {
+        let answer = ask_webhook(&running, odd).await;
+        assert!(answer.starts_with("HTTP/1.1 400"), "{odd:.20}: {answer}");
+    }
+    certificate(&running, "one", "client", true).await.unwrap();
+    let (_, metrics) = running.get("/metrics").await;
+    assert!(metrics.contains(r#"culvert_control_validations_total{result="unreadable"} 4"#), "{metrics}");
 }

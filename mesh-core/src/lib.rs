@@ -11,6 +11,7 @@ pub mod delta;
 pub mod eligibility;
 pub mod enrol;
 pub mod entropy;
+pub mod error;
 pub mod explain;
 pub mod fixtures;
 pub mod hbone;

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod api;
 pub mod ca;
 pub mod dial;
+pub mod folder;
 pub mod hbone;
 pub mod listen;
 pub mod load;

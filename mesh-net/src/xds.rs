@@ -12,7 +12,7 @@ mod state;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use mesh_core::delta::Change;
+use mesh_core::{delta::Change, error::chain};
 use rand::Rng;
 use tokio::{
     sync::{mpsc, watch},
@@ -118,17 +118,6 @@ impl StreamEnd {
             Self::Endpoint(_) | Self::Ended => None,
         }
     }
-}
-
-/// An error with its causes, in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(inner) = source {
-        text = format!("{text}: {inner}");
-        source = inner.source();
-    }
-    text
 }
 
 async fn stream(

@@ -46,12 +46,13 @@ pub fn agent_pod(node: &str) -> String {
 }
 
 impl Istiod {
-    /// An API server with Istio's kinds, and nothing in it yet.
+    /// An API server with Istio's kinds, and nothing in it yet. Those of the Gateway API take it as long again to
+    /// start, and nothing of what agents do at L4 is said by them.
     ///
     /// # Errors
     /// It cannot be started.
     pub fn new() -> Result<Self> {
-        let cluster = Cluster::api_server(&Crds::ALL)?;
+        let cluster = Cluster::api_server(&[Crds::Istio])?;
         for account in [ACCOUNT, "istiod"] {
             cluster.apply_object(
                 &json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}),

@@ -1,11 +1,9 @@
 //! The cluster folder's objects: what the node runner writes and reads.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
+use mesh_net::folder::list;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -66,7 +64,7 @@ pub fn node(name: &str, address: &str) -> Value {
 /// Every object of a kind in the folder; files that do not parse are left to `control` to report.
 pub fn objects(cluster: &Path, kind: &str) -> Vec<Value> {
     let mut found = Vec::new();
-    for file in files(cluster) {
+    for file in list(cluster).files {
         let Ok(text) = fs::read_to_string(&file) else { continue };
         for document in serde_norway::Deserializer::from_str(&text) {
             match Value::deserialize(document) {
@@ -82,7 +80,11 @@ pub fn objects(cluster: &Path, kind: &str) -> Vec<Value> {
 /// Every object of the folder; none when a part of it cannot be read just now.
 pub fn all(cluster: &Path) -> Option<Vec<Value>> {
     let mut found = Vec::new();
-    for file in files(cluster) {
+    let listing = list(cluster);
+    if !listing.unreadable.is_empty() {
+        return None;
+    }
+    for file in listing.files {
         let text = fs::read_to_string(&file).ok()?;
         for document in serde_norway::Deserializer::from_str(&text) {
             let value = Value::deserialize(document).ok()?;
@@ -96,24 +98,9 @@ pub fn all(cluster: &Path) -> Option<Vec<Value>> {
 
 /// Whether every file of the folder is YAML.
 pub fn is_readable(cluster: &Path) -> bool {
-    files(cluster).iter().all(|file| {
+    list(cluster).files.iter().all(|file| {
         fs::read_to_string(file).is_ok_and(|text| {
             serde_norway::Deserializer::from_str(&text).all(|document| Value::deserialize(document).is_ok())
         })
     })
-}
-
-fn files(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    let mut found = Vec::new();
-    for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        if path.is_dir() {
-            found.extend(files(&path));
-        } else if !name.starts_with('.') && (name.ends_with(".yaml") || name.ends_with(".yml")) {
-            found.push(path);
-        }
-    }
-    found.sort();
-    found
 }

@@ -1,6 +1,6 @@
 //! What a test needs of the machine: it is skipped aloud, or fails when skipping is not allowed.
 
-use std::process::Command;
+use std::{path::PathBuf, process::Command};
 
 use crate::{cluster::programs::Programs, shell};
 
@@ -35,6 +35,20 @@ pub fn cluster(name: &str) -> bool {
         println!("SKIP {name}: {}", cluster_excuse());
     }
     there
+}
+
+/// Helm, which comes with the cluster's programs or is the machine's own. That there is none is said aloud;
+/// `cargo xtask test` builds it and takes no such skip.
+pub fn helm(name: &str) -> Option<PathBuf> {
+    if !cluster(name) {
+        return None;
+    }
+    let helm = Programs::find()?.path("helm");
+    let there = helm.is_absolute() || shell::output(Command::new(&helm).arg("version")).is_ok();
+    if !there {
+        println!("SKIP {name}: needs helm");
+    }
+    there.then_some(helm)
 }
 
 /// Why no cluster can be started here.

@@ -2,18 +2,24 @@
 
 use std::{
     io::Write,
-    process::{Command, Stdio},
+    process::{Command, Output, Stdio},
 };
 
 use anyhow::{Context, Result, bail};
 
-/// Runs a program and returns its standard output; fails with its standard error.
+/// Runs a program and returns its standard output; fails with all that it printed.
 pub fn output(command: &mut Command) -> Result<String> {
     let out = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
+    printed(command, &out)
+}
+
+/// What a program printed that has ended well.
+fn printed(command: &Command, out: &Output) -> Result<String> {
+    let (said, failed) = (String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
     if !out.status.success() {
-        bail!("{command:?} ended with {}: {}", out.status, String::from_utf8_lossy(&out.stderr).trim());
+        bail!("{command:?} ended with {}: {}{}", out.status, said, failed.trim());
     }
-    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    Ok(said.into_owned())
 }
 
 /// Runs a program with text on its standard input and returns its standard output.
@@ -21,11 +27,7 @@ pub fn fed(command: &mut Command, text: &str) -> Result<String> {
     let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = piped.spawn().with_context(|| format!("cannot start {command:?}"))?;
     child.stdin.take().context("input is piped")?.write_all(text.as_bytes())?;
-    let out = child.wait_with_output()?;
-    if !out.status.success() {
-        bail!("{command:?} ended with {}: {}", out.status, String::from_utf8_lossy(&out.stderr).trim());
-    }
-    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+    printed(command, &child.wait_with_output()?)
 }
 
 /// `ip` with the words of `args`.

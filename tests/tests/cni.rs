@@ -108,6 +108,25 @@ impl Node {
     }
 }
 
+/// Kinds of a program's segments (ELF, 64 bits, little endian).
+fn segments(program: &str) -> Vec<u32> {
+    let bytes = fs::read(harness::mesh::programs().unwrap().join(program)).unwrap();
+    assert_eq!(bytes[..6], *b"\x7fELF\x02\x01", "{program} is a program of a 64-bit machine");
+    let half = |at: usize| usize::from(u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap()));
+    let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
+    let table = usize::try_from(u64::from_le_bytes(bytes[32..40].try_into().unwrap())).unwrap();
+    (0..half(56)).map(|index| word(table + index * half(54))).collect()
+}
+
+#[test]
+fn the_plugin_needs_nothing_of_the_node_that_it_is_copied_to() {
+    const LOAD: u32 = 1;
+    const INTERPRETER: u32 = 3;
+    let plugin = segments("culvert-cni");
+    assert!(plugin.contains(&LOAD) && !plugin.contains(&INTERPRETER), "it is linked statically: {plugin:?}");
+    assert!(segments("culvert-agent").contains(&INTERPRETER), "a program that is not has a loader");
+}
+
 #[test]
 fn a_pod_that_starts_while_the_agent_is_away_is_blocked_and_its_end_frees_the_kernels_entry() {
     let name = "a_pod_that_starts_while_the_agent_is_away_is_blocked_and_its_end_frees_the_kernels_entry";

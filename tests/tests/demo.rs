@@ -151,6 +151,9 @@ fn the_demo_on_kubernetes_tells_the_tutorial_and_a_kept_one_can_be_looked_around
     let (status, page, _) = on(&kept.0, &ask, "");
     assert!(status == 0 && page.starts_with("Full Cycle"), "{status} {page}");
     assert_eq!(on(&kept.0, &["exec", "client", "--", "sh", "-c", "exit 7"], "").0, 7);
+    let both = "kubectl get nodes -o name && culvert check --wait";
+    let (status, said, error) = on(&kept.0, &["shell", "--", "sh", "-c", both], "");
+    assert!(status == 0 && said.contains("node/node-a") && said.contains("all is well"), "{said}{error}");
     assert_eq!(on(&kept.0, &["down"], "").0, 0);
     assert!(!janitor::worlds().contains(&kept.0), "nothing is left");
 }

@@ -4,13 +4,14 @@
 use std::{process::Command, time::Duration};
 
 use harness::{
-    cluster::{Cluster, Shape, crds::Crds},
+    cluster::{Cluster, Shape, crds::Crds, programs::Programs},
     mesh, require, shell,
 };
 use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const NAMESPACE: &str = "culvert-system";
+const MANIFESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
 
 /// Exit status, standard output and standard error of `culvert`.
 fn culvert_as(cluster: &Cluster, kubeconfig: &std::path::Path, words: &[&str]) -> (i32, String, String) {
@@ -112,19 +113,18 @@ fn an_installation_is_tried_dry_then_accepted_upgraded_and_removed_without_a_tra
 }
 
 #[test]
-fn kubectl_and_helm_install_what_the_api_server_accepts_and_the_rights_of_a_user_are_checked() {
-    let name = "kubectl_and_helm_install_what_the_api_server_accepts_and_the_rights_of_a_user_are_checked";
+fn kubectl_installs_what_the_api_server_accepts_and_the_rights_of_a_user_are_checked() {
+    let name = "kubectl_installs_what_the_api_server_accepts_and_the_rights_of_a_user_are_checked";
     if !require::cluster(name) {
         return;
     }
     let cluster = Cluster::api_server(&Crds::ALL).unwrap();
-    let manifests = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests");
     cluster.kubectl(&["create", "namespace", NAMESPACE]).unwrap();
     for overlay in ["", "/overlays/production", "/overlays/gke", "/overlays/openshift"] {
-        let folder = format!("{manifests}{overlay}");
+        let folder = format!("{MANIFESTS}{overlay}");
         cluster.kubectl(&["apply", "--dry-run=server", "--validate=strict", "-k", &folder]).unwrap();
     }
-    cluster.kubectl(&["apply", "--server-side", "-k", manifests]).unwrap();
+    cluster.kubectl(&["apply", "--server-side", "-k", MANIFESTS]).unwrap();
 
     // A user without rights learns which are missing; nothing is written.
     cluster.kubectl(&["create", "serviceaccount", "nobody"]).unwrap();
@@ -137,8 +137,39 @@ fn kubectl_and_helm_install_what_the_api_server_accepts_and_the_rights_of_a_user
         status == 1 && text.contains("you may not create configmaps") && text.contains(" clusterroles.rbac"),
         "{text}{error}"
     );
+}
 
-    helm(&cluster, name, manifests);
+#[test]
+fn missing_kinds_of_istio_are_defined_and_those_that_are_there_are_left_alone() {
+    if !require::cluster("missing_kinds_of_istio_are_defined_and_those_that_are_there_are_left_alone") {
+        return;
+    }
+    let cluster = Cluster::api_server(&[]).unwrap();
+    let defined = || cluster.kubectl(&["get", "crds", "-o", "name"]).unwrap();
+    let (_, text, _) = culvert(&cluster, &["check", "--before"]);
+    assert!(text.contains("virtualservices") && text.contains("culvert install"), "{text}");
+    let (status, text, error) = culvert(&cluster, &["install", "--skip-check", "--skip-crds"]);
+    assert!(status == 0 && defined().is_empty(), "{text}{error}");
+    let (status, text, error) = culvert(&cluster, &["upgrade", "--skip-check"]);
+    assert!(
+        status == 0 && text.contains("created CustomResourceDefinition virtualservices.networking.istio.io"),
+        "{text}{error}"
+    );
+    assert_eq!(defined().lines().count(), 6, "{}", defined());
+    let routing = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/nginx-canary/routing.yaml");
+    cluster.wait_for(LIMIT, "the new kinds", &["virtualservices"], |_| Some(())).unwrap();
+    cluster.kubectl(&["apply", "--validate=strict", "-f", routing]).unwrap();
+    let shown = cluster.kubectl(&["get", "vs,dr"]).unwrap();
+    assert!(shown.contains("HOSTS") && shown.contains(r#"["nginx-service"]"#), "{shown}");
+
+    // Istio's own, which are stricter, replace ours, and the next upgrade does not touch them.
+    cluster.install_crds(Crds::Istio).unwrap();
+    let crd = ["crd", "virtualservices.networking.istio.io"];
+    let before = cluster.get(&crd).unwrap()["metadata"]["generation"].clone();
+    let (status, text, error) = culvert(&cluster, &["upgrade", "--skip-check"]);
+    assert!(status == 0 && !text.contains("CustomResourceDefinition"), "{text}{error}");
+    assert_eq!(cluster.get(&crd).unwrap()["metadata"]["generation"], before);
+    cluster.kubectl(&["get", "vs", "nginx-vs"]).unwrap();
 }
 
 /// A node object, of which nobody runs anything.
@@ -195,24 +226,19 @@ fn complete(cluster: &Cluster, job: &Value) {
     cluster.kubectl(&words).unwrap();
 }
 
-/// The chart with its defaults is the base, apart from the namespace.
-fn helm(cluster: &Cluster, name: &str, manifests: &str) {
-    let program = cluster.programs.path("helm");
-    if !program.is_absolute() && shell::output(Command::new("helm").arg("version")).is_err() {
-        println!("note {name}: no helm, the chart was not rendered");
-        return;
-    }
-    let chart = format!("{manifests}/helm/culvert");
+#[test]
+fn the_chart_with_its_defaults_is_the_base_and_its_schema_refuses_a_misspelled_value() {
+    let name = "the_chart_with_its_defaults_is_the_base_and_its_schema_refuses_a_misspelled_value";
+    let Some(helm) = require::helm(name) else { return };
+    let chart = format!("{MANIFESTS}/helm/culvert");
     let render = |more: &[&str]| {
         let words = ["template", "culvert", &chart, "--namespace", NAMESPACE, "--kube-version", "1.36.0"];
-        shell::output(Command::new(&program).args(words).args(more))
+        shell::output(Command::new(&helm).args(words).args(more))
     };
-    let base = shell::output(Command::new("kubectl").args(["kustomize", manifests])).unwrap();
-    assert_eq!(documents(&render(&[]).unwrap()), documents(&base));
-    let production = shell::output(
-        Command::new("kubectl").arg("kustomize").arg(format!("{manifests}/overlays/production")),
-    )
-    .unwrap();
+    let kubectl = Programs::find().unwrap().path("kubectl");
+    let built = |folder: &str| shell::output(Command::new(&kubectl).args(["kustomize", folder])).unwrap();
+    assert_eq!(documents(&render(&[]).unwrap()), documents(&built(MANIFESTS)));
+    let production = built(&format!("{MANIFESTS}/overlays/production"));
     let values = format!("{chart}/values-production.yaml");
     assert_eq!(documents(&render(&["--values", &values]).unwrap()), documents(&production));
     let refused = render(&["--set", "control.replica=2"]).unwrap_err().to_string();

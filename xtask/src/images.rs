@@ -13,7 +13,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::{
@@ -29,6 +29,8 @@ const REGISTRY: &str = "culvert.local";
 const NONROOT: &str = "65532:65532";
 /// Folder of our programs in an image.
 const BIN: &str = "/usr/local/bin";
+/// Program that the agent copies to its node, whose libraries are not those of the image.
+const COPIED: &str = "culvert-cni";
 /// Bundle of the machine's certificate authorities.
 const AUTHORITIES: &str = "/etc/ssl/certs/ca-certificates.crt";
 
@@ -103,6 +105,11 @@ fn write(root: &Path, ours: &Ours, programs: &Path, metadata: &Value, out: &Path
     for (index, program) in ours.programs.iter().enumerate() {
         let path = programs.join(program);
         if index == 0 || path.is_file() {
+            ensure!(
+                *program != COPIED || rootfs::libraries(&path)?.is_empty(),
+                "{} needs libraries and must not: has another rustc-workspace-wrapper taken the place of .cargo/rustc?",
+                path.display()
+            );
             files.program_bytes(&stripped(&path)?, &path, &format!("{BIN}/{program}"))?;
         }
     }

@@ -69,22 +69,23 @@ pub fn on_kubernetes(root: &Path, case: Option<&str>, keep: bool, ztunnel: Optio
 }
 
 /// End-to-end tests of the agent that name no control plane: they hold under any that speaks its protocols.
-const UNDER_ISTIOD: [&str; 8] =
-    ["bypass", "enrol", "flows", "identity", "policy", "services", "told", "uninstall"];
+const UNDER_ISTIOD: [&str; 10] =
+    ["away", "bypass", "enrol", "flows", "identity", "policy", "services", "stop", "told", "uninstall"];
 
 /// Runs the agent's end-to-end tests, or those whose name contains `filter`, with a real istiod.
 pub fn under_istiod(root: &Path, filter: Option<&str>) -> Result<()> {
     ensure!(is_root(), "namespaces and eBPF are needed: run this as root");
     setup::ensure(Need::Cluster)?;
     let object = build::ebpf(root)?;
-    build_programs(root, &object, &["--tests"])?;
+    let tests: Vec<&str> = UNDER_ISTIOD.iter().flat_map(|test| ["--test", test]).collect();
+    build_programs(root, &object, &tests)?;
     let programs = setup::kubernetes::ensure(root, &[Part::ControlPlane, Part::Istiod])?;
     let programs = programs.context("istiod is built with Go, which is not on PATH")?;
     let mut command = cargo(root);
     command.env("CULVERT_EBPF_OBJECT", &object).env("CULVERT_REQUIRE", "root,bpf,cluster");
     command.env("CULVERT_CLUSTER_PROGRAMS", programs).env("CULVERT_TEST_CONTROL", "istiod");
     command.arg("test").args(MEMBERS).arg("--no-fail-fast");
-    command.args(UNDER_ISTIOD.iter().flat_map(|test| ["--test", test])).args(filter);
+    command.args(tests).args(filter);
     command.args(["--", "--test-threads=1", "--show-output"]);
     let mut summary = Summary::default();
     let status = stream(command, &mut summary)?;

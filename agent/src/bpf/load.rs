@@ -29,7 +29,7 @@ use nix::{
 use super::{
     BpfError, OBJECT,
     maps::Maps,
-    versions::{self, list, pod_link, pod_of, remove_pin},
+    versions::{self, list, pod_link, pod_of, remove_link},
 };
 
 /// How the kernel side is set up.
@@ -207,7 +207,7 @@ impl Bpf {
             let link = program.take_link(id).map_err(failed)?;
             self.pin(INBOUND, &name, link.into())?;
         }
-        self.other_link_dirs()?.iter().try_for_each(|dir| remove_pin(&dir.join(&name)))
+        self.other_link_dirs()?.iter().try_for_each(|dir| remove_link(&dir.join(&name)))
     }
 
     /// Ends inbound capture of a pod. Flows that are open are not touched.
@@ -216,8 +216,8 @@ impl Bpf {
     /// The pin cannot be removed.
     pub fn detach_pod(&self, cookie: u64) -> Result<(), BpfError> {
         let name = pod_link(cookie);
-        remove_pin(&self.link_dir().join(&name))?;
-        self.other_link_dirs()?.iter().try_for_each(|dir| remove_pin(&dir.join(&name)))
+        remove_link(&self.link_dir().join(&name))?;
+        self.other_link_dirs()?.iter().try_for_each(|dir| remove_link(&dir.join(&name)))
     }
 
     /// Takes every program of this node out of the kernel and forgets its tables, those of other versions
@@ -226,8 +226,16 @@ impl Bpf {
     /// # Errors
     /// The pins cannot be removed.
     pub fn remove_all(self) -> Result<(), BpfError> {
+        for dir in list(&self.pins.join("links"))?.into_iter().chain(versions::other_links(&self.pins)?) {
+            list(&dir)?.iter().try_for_each(|link| remove_link(link))?;
+        }
         let node = self.pins.parent().unwrap_or(&self.pins).to_path_buf();
-        fs::remove_dir_all(&node).map_err(|source| BpfError::Pins { path: node, source })
+        fs::remove_dir_all(&node).map_err(|source| BpfError::Pins { path: node.clone(), source })?;
+        // Empty when no other node has its folder on this machine.
+        if let Some(all) = node.parent() {
+            fs::remove_dir(all).ok();
+        }
+        Ok(())
     }
 
     fn is_pinned(&self, name: &str) -> bool {
@@ -244,7 +252,7 @@ impl Bpf {
     fn remove_other_links(&self) -> Result<(), BpfError> {
         for dir in self.other_link_dirs()? {
             for link in list(&dir)?.iter().filter(|link| pod_of(link).is_none()) {
-                remove_pin(link)?;
+                remove_link(link)?;
             }
             // A folder that still holds links of pods is not empty, and stays.
             fs::remove_dir(&dir).ok();

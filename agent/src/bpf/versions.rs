@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{BpfError, Pod, PodState, maps::Maps};
+use super::{BpfError, Pod, PodState, detach::detach, maps::Maps};
 
 /// Prefix of the pins of pods' links.
 const POD: &str = "pod_";
@@ -71,6 +71,13 @@ fn others(pins: &Path) -> Result<Vec<PathBuf>, BpfError> {
     let mut versions = list(pins.parent().unwrap_or(pins))?;
     versions.retain(|version| version != pins);
     Ok(versions)
+}
+
+/// Ends a pinned link, whose program runs no more when this returns if it can be detached; none is no error.
+pub(super) fn remove_link(path: &Path) -> Result<(), BpfError> {
+    // One that cannot be detached ends without its pin as well, only later.
+    detach(path).ok();
+    remove_pin(path)
 }
 
 /// Removes a pin; none is no error.

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use mesh_net::xds::chain;
+use mesh_core::error::chain;
 use notify::{RecursiveMode, Watcher};
 use tokio::{
     sync::Notify,

@@ -2,7 +2,7 @@
 
 use std::{fs::File, path::Path, time::Duration};
 
-use mesh_net::xds::chain;
+use mesh_core::error::chain;
 use serde_json::Value;
 
 use super::{

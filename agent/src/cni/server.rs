@@ -11,7 +11,8 @@ use std::{
     time::Duration,
 };
 
-use mesh_net::{admin::bind_unix, xds::chain};
+use mesh_core::error::chain;
+use mesh_net::admin::bind_unix;
 use tokio::{
     net::UnixListener,
     sync::Semaphore,

@@ -4,13 +4,13 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use mesh_core::{
     enrol::{Action, Enrolment, Event, Found, State},
+    error::chain,
     identity::Identity,
     outcome::{Reason, Refusal},
 };
 use mesh_net::{
     ca::{CertState, SignError},
     task::{Drain, Pending},
-    xds::chain,
 };
 use tokio::{
     sync::{mpsc, watch},

@@ -32,6 +32,7 @@ use agent::{
     cgroup, netns,
 };
 use agent_common::event::{FlowEvent, LEG_AGENT, LEG_BYPASS, LEG_CAPTURED};
+use mesh_core::error::chain;
 use socket2::{Domain, Protocol, Socket, Type};
 
 const A4: &str = "10.77.1.2";
@@ -172,11 +173,6 @@ impl World {
 /// An address and a port as `dial` takes them.
 fn at(host: &str, port: u16) -> String {
     SocketAddr::new(host.parse().unwrap(), port).to_string()
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let source = error.source().map(chain).unwrap_or_default();
-    format!("{error}; {source}")
 }
 
 fn listen(ns: &File, port: u16) -> TcpListener {

@@ -32,6 +32,10 @@ pub struct Carry {
     /// Goes on although the checks before it found errors.
     #[arg(long)]
     pub skip_check: bool,
+    /// Makes no CustomResourceDefinitions. Without it those of Istio's kinds that are missing are made, and
+    /// none that is there is touched.
+    #[arg(long)]
+    pub skip_crds: bool,
 }
 
 /// Where Culvert's own programs are.
@@ -119,6 +123,12 @@ pub struct Check {
     /// Only what an installation needs, also when Culvert is there.
     #[arg(long)]
     pub before: bool,
+    /// Looks again until there is no error: pods that have just started take a moment.
+    #[arg(long, conflicts_with = "node")]
+    pub wait: bool,
+    /// Seconds to wait at most.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, requires = "wait")]
+    pub timeout: u64,
     /// Where.
     #[command(flatten)]
     pub place: Place,

@@ -120,7 +120,9 @@ async fn enrolled(cluster: &Cluster) -> Result<Vec<Finding>, Failure> {
         .list(&collection("v1", "Namespace", ""), "labelSelector=istio.io%2Fdataplane-mode%3Dambient")
         .await?;
     let (mut waiting, mut active) = (Vec::new(), 0);
-    for namespace in &namespaces {
+    // Agents announce nothing in a namespace that is being deleted: its pods go anyhow.
+    let stay = |ns: &&Value| text(ns, "/metadata/deletionTimestamp").is_empty();
+    for namespace in namespaces.iter().filter(stay) {
         let pods = cluster.list(&collection("v1", "Pod", text(namespace, "/metadata/name")), "").await?;
         for pod in pods.iter().filter(|pod| wanted(pod)) {
             match announced(pod) {

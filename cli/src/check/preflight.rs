@@ -15,7 +15,7 @@ use crate::{
         pod::text,
     },
     exit::Failure,
-    manifest::{objects, resolve, values::Values},
+    manifest::{crds, objects, resolve, values::Values},
 };
 
 const AREA: &str = "cluster";
@@ -32,7 +32,7 @@ const CRDS: &[(&str, &[&str], &str)] = &[
     ("security.istio.io", &["peerauthentications", "authorizationpolicies"], ISTIO),
     ("gateway.networking.k8s.io", &["gatewayclasses", "gateways"], GATEWAY),
 ];
-const ISTIO: &str = "kubectl apply --server-side -f https://raw.githubusercontent.com/istio/istio/master/manifests/charts/base/files/crd-all.gen.yaml";
+const ISTIO: &str = "culvert install and culvert upgrade make those that are missing; so does kubectl apply -k manifests/crds";
 const GATEWAY: &str = "kubectl apply --server-side -f https://github.com/kubernetes-sigs/gateway-api/releases/latest/download/standard-install.yaml";
 
 /// Everything that an installation needs.
@@ -42,8 +42,10 @@ const GATEWAY: &str = "kubectl apply --server-side -f https://github.com/kuberne
 pub async fn look(cluster: &Cluster, namespace: &str) -> Result<Vec<Finding>, Failure> {
     let version = cluster.get("/version").await?.unwrap_or_default();
     let mut findings = vec![server(&cluster.server, &version)];
-    findings.push(rights(cluster, namespace).await?);
-    findings.extend(known(crds(cluster).await));
+    let there = cluster.list(crds::COLLECTION, "").await.map_err(Failure::from);
+    let defines = there.as_ref().is_ok_and(|there| crds::all().iter().any(|one| !defined(there, name(one))));
+    findings.push(rights(cluster, namespace, defines).await?);
+    findings.extend(known(there.map(|there| judge_crds(&there))));
     findings.extend(known(neighbours(cluster, namespace).await));
     findings.extend(known(policy(cluster, namespace).await.map(|finding| vec![finding])));
     let nodes = cluster.list(&collection("v1", "Node", ""), "").await.map_err(Failure::from);
@@ -92,8 +94,17 @@ fn server(address: &str, version: &Value) -> Finding {
     )
 }
 
-/// Every right that `culvert install` uses.
-fn needed(namespace: &str) -> Vec<Right> {
+fn name(object: &Value) -> &str {
+    text(object, "/metadata/name")
+}
+
+/// Whether a definition is there.
+fn defined(there: &[Value], wanted: &str) -> bool {
+    there.iter().any(|one| name(one) == wanted)
+}
+
+/// Every right that `culvert install` uses, those to define kinds too when it has to.
+fn needed(namespace: &str, defines: bool) -> Vec<Right> {
     let objects = resolve::objects(&Values::defaults(namespace));
     let right = |object: &objects::Object, verb: &str| Right {
         verb: verb.to_owned(),
@@ -109,13 +120,20 @@ fn needed(namespace: &str) -> Vec<Right> {
         resource: "configmaps".to_owned(),
         namespace: namespace.to_owned(),
     }));
+    let definitions = ["get", "create", "patch"].map(|verb| Right {
+        verb: verb.to_owned(),
+        group: "apiextensions.k8s.io".to_owned(),
+        resource: "customresourcedefinitions".to_owned(),
+        namespace: String::new(),
+    });
+    rights.extend(definitions.into_iter().filter(|_| defines));
     rights.sort();
     rights.dedup();
     rights
 }
 
-async fn rights(cluster: &Cluster, namespace: &str) -> Result<Finding, Failure> {
-    let asked = needed(namespace).into_iter().map(|right| async move {
+async fn rights(cluster: &Cluster, namespace: &str, defines: bool) -> Result<Finding, Failure> {
+    let asked = needed(namespace, defines).into_iter().map(|right| async move {
         let has = may(cluster, &right).await?;
         Ok::<_, Failure>((!has).then_some(right))
     });
@@ -128,17 +146,10 @@ async fn rights(cluster: &Cluster, namespace: &str) -> Result<Finding, Failure> 
     Ok(Finding::error(AREA, format!("you may not {}", missing.join(", ")), next))
 }
 
-async fn crds(cluster: &Cluster) -> Result<Vec<Finding>, Failure> {
-    let path = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
-    let there = cluster.list(path, "").await?;
-    Ok(judge_crds(&there))
-}
-
 fn judge_crds(there: &[Value]) -> Vec<Finding> {
-    let has = |name: &str| there.iter().any(|crd| text(crd, "/metadata/name") == name);
     let of = |(group, plurals, next): &(&str, &[&str], &str)| {
         let missing: Vec<_> =
-            plurals.iter().filter(|plural| !has(&format!("{plural}.{group}"))).copied().collect();
+            plurals.iter().filter(|plural| !defined(there, &format!("{plural}.{group}"))).copied().collect();
         match missing.is_empty() {
             true => Finding::fine(AREA, format!("CRDs of {group} are there")),
             false => {
@@ -279,7 +290,7 @@ mod tests {
 
     #[test]
     fn the_rights_are_those_of_the_manifests() {
-        let needed: Vec<_> = needed("n").iter().map(ToString::to_string).collect();
+        let needed: Vec<_> = needed("n", false).iter().map(ToString::to_string).collect();
         for right in [
             "create daemonsets.apps in n",
             "patch clusterroles.rbac.authorization.k8s.io",

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kube::Error;
+use mesh_core::error::chain;
 
 use crate::exit::Failure;
 
@@ -53,20 +54,6 @@ impl ApiError {
             _ => "look at the API server's log",
         }
     }
-}
-
-/// An error with its causes, as far as they say more.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut said = error.to_string();
-    let mut at = error.source();
-    while let Some(cause) = at {
-        let text = cause.to_string();
-        if !said.contains(&text) {
-            said = format!("{said}: {text}");
-        }
-        at = cause.source();
-    }
-    said
 }
 
 impl From<ApiError> for Failure {

@@ -7,6 +7,7 @@ const PLURALS: &[(&str, &str)] = &[
     ("ClusterRole", "clusterroles"),
     ("ClusterRoleBinding", "clusterrolebindings"),
     ("ConfigMap", "configmaps"),
+    ("CustomResourceDefinition", "customresourcedefinitions"),
     ("DaemonSet", "daemonsets"),
     ("Deployment", "deployments"),
     ("Gateway", "gateways"),
@@ -26,6 +27,7 @@ const PLURALS: &[(&str, &str)] = &[
     ("Service", "services"),
     ("ServiceAccount", "serviceaccounts"),
     ("ServiceMonitor", "servicemonitors"),
+    ("ValidatingWebhookConfiguration", "validatingwebhookconfigurations"),
 ];
 
 /// Name of a kind in paths.

@@ -14,7 +14,7 @@ use crate::{
         rollout::{self, PERIOD},
     },
     exit::Failure,
-    manifest::{AGENT, CONTROL, TRUST_BUNDLE, objects::Object},
+    manifest::{AGENT, CONTROL, TRUST_BUNDLE, crds, objects::Object},
     record,
 };
 
@@ -41,6 +41,9 @@ pub async fn out(cluster: &Cluster, plan: &Plan, carry: &Carry) -> Result<Done, 
     let mut done = Done::default();
     let deadline = Instant::now() + Duration::from_secs(carry.timeout);
     let mut steps = Steps { cluster, plan, carry, done: &mut done };
+    if !carry.skip_crds {
+        steps.define().await?;
+    }
     if carry.dry_run {
         steps.apply(plan.objects.iter()).await?;
         done.removed = plan.gone.iter().map(ToString::to_string).collect();
@@ -98,6 +101,20 @@ struct Steps<'a> {
 }
 
 impl Steps<'_> {
+    /// Makes the definitions of kinds that are missing. They are not of the installation: removing one would
+    /// remove every object of its kind.
+    async fn define(&mut self) -> Result<(), Failure> {
+        for body in crds::all() {
+            let path = path_of(&body);
+            if self.cluster.get(&path).await?.is_none() {
+                let change = self.cluster.apply(&path, &body, self.carry.dry_run).await?;
+                let name = body["metadata"]["name"].as_str().unwrap_or_default();
+                self.done.applied.push((format!("CustomResourceDefinition {name}"), change));
+            }
+        }
+        Ok(())
+    }
+
     async fn apply(&mut self, objects: impl Iterator<Item = &Object>) -> Result<(), Failure> {
         let dry_run = self.carry.dry_run;
         let namespace = path("v1", "Namespace", "", &self.plan.namespace);

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
+    kustomize::{CRDS, definitions},
     objects::{File, Object, all},
     profile::{PLATFORMS, PROFILES, Profile},
     setting::{SETTINGS, Setting, TAG},
@@ -21,6 +22,8 @@ pub fn files() -> Result<Files, Failure> {
     let mut put = |name: &str, text: String| files.insert(format!("helm/culvert/{name}"), text);
     put("Chart.yaml", chart());
     put("values.yaml", values());
+    // Helm makes what is missing of this folder, and never changes or removes it.
+    put(&format!("crds/{CRDS}"), definitions());
     put("values.schema.json", serde_json::to_string_pretty(&schema()).unwrap_or_default() + "\n");
     put("README.md", readme());
     put("templates/NOTES.txt", NOTES.to_owned());

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use super::{
-    NAMESPACE,
+    NAMESPACE, crds,
     objects::{File, Object},
     profile::{PLATFORMS, PROFILES, Profile},
     resolve,
@@ -14,6 +14,9 @@ use super::{
     yaml,
 };
 use crate::exit::Failure;
+
+/// File of the definitions of kinds.
+pub const CRDS: &str = "istio.yaml";
 
 /// Every file below `manifests/`, apart from the chart.
 ///
@@ -33,10 +36,20 @@ pub fn files() -> Result<Files, Failure> {
         &["What `kubectl apply -k manifests` applies: the base."],
     );
     files.insert("kustomization.yaml".to_owned(), top);
+    files.insert(format!("crds/{CRDS}"), definitions());
+    let notes =
+        ["For clusters without Istio's definitions; `culvert install` and Helm make those that are missing."];
+    files.insert("crds/kustomization.yaml".to_owned(), kustomization(&json!({"resources": [CRDS]}), &notes));
     for profile in PROFILES.iter().chain(PLATFORMS) {
         overlay(profile, &base, &mut files)?;
     }
     Ok(files)
+}
+
+/// The definitions of kinds, as the chart has them too.
+pub fn definitions() -> String {
+    let body: Vec<_> = crds::all().iter().map(yaml::plain).collect();
+    format!("{HEADER}---\n{}", body.join("---\n"))
 }
 
 fn by_file(objects: &[Object]) -> BTreeMap<File, Vec<&Object>> {

@@ -239,6 +239,12 @@ pub const SETTINGS: &[Setting] = &[
     ),
     setting("control.extraArgs", Kind::List, "[]", "More arguments of `culvert-control`."),
     setting(
+        "validation.enabled",
+        Kind::Switch,
+        "true",
+        "Mistakes in Istio's kinds and in Gateways are refused when they are written; let in while no control plane answers. The API server has to reach port 15012 of its pods.",
+    ),
+    setting(
         "gatewayClass.enabled",
         Kind::Switch,
         "true",

@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use super::{
     bundle, lease,
     provision::{KubeProvisioner, Settings, provision},
-    root, rotation, tokens,
+    root, rotation, tokens, webhook,
 };
 use crate::{auth::Review, ca::Authority};
 
@@ -89,6 +89,7 @@ pub fn start(client: Client, flags: &Flags, at: Place) -> Started {
     let mut tasks = JoinSet::new();
     tasks.spawn(root.following);
     tasks.spawn(bundle::distribute(client.clone(), root.authority.clone(), held()));
+    tasks.spawn(webhook::trust(client.clone(), root.authority.clone(), held()));
     tasks.spawn(rotation::rotate(client.clone(), at.namespace, at.trust_domain, overlap, root.own, held()));
     tasks.spawn(provision(client.clone(), settings, wanted, tell, held()));
     let reviewer = tokens::reviews(client, flags.agent_accounts.iter().cloned().collect());

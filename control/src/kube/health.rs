@@ -7,6 +7,7 @@ use std::{
 };
 
 use kube::runtime::watcher;
+use mesh_core::error::chain;
 use serde_json::{Value, json};
 
 use crate::{
@@ -185,18 +186,4 @@ pub(super) fn unwatched(what: &str, error: &watcher::Error) {
         "expired" => tracing::debug!(what, error = chain(error), "listed anew"),
         _ => tracing::warn!(what, error = chain(error), "cannot be watched; it is tried again"),
     }
-}
-
-/// An error with its causes, each said once.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        let more = inner.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = inner.source();
-    }
-    text
 }

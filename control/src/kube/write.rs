@@ -12,7 +12,7 @@ use kube::{
     api::{Patch, PatchParams},
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::{
     sync::watch,
@@ -35,6 +35,8 @@ use crate::{
 const NAME: &str = "status";
 /// A request that takes longer failed.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// An object that others write to all the time is left alone after so many attempts.
+const TRIES: usize = 5;
 /// Events that are written at once, and how long each of them is paid for: at most one in this time in the
 /// long run, so that a folder full of mistakes does not fill the API server.
 const BURST: u32 = 25;
@@ -124,14 +126,14 @@ impl Writer {
             if self.written.get(&key) == Some(&next) {
                 continue;
             }
-            if let Some(value) = patch(&next.2, about, &now()) {
+            if patch(&next.2, about, &now()).is_some() {
                 // Losing the lease stops writing at once; a newer configuration makes this one pointless.
                 if !*held.borrow() || current.has_changed().unwrap_or(true) {
                     return Ok(false);
                 }
-                match self.write(&key, about, value).await {
+                match self.tell(&key, about, &next.2).await {
                     Ok(()) => self.health.told(NAME, false),
-                    // Changed or deleted meanwhile: its own change brings it here again.
+                    // Says something else now, or is gone: that brings it here again.
                     Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => continue,
                     // One that the API server refuses must not keep the others from being told.
                     Err(error @ kube::Error::Api(_)) => self.health.failed_to(NAME, &error),
@@ -144,20 +146,32 @@ impl Writer {
         Ok(true)
     }
 
-    async fn write(&self, key: &Key, about: &About, mut value: Value) -> Result<(), kube::Error> {
+    /// Tells one object. Somebody else's write of a status or of a label, or our own of a moment ago, makes a
+    /// new version of the object and is no news that would bring it here again: such an object is looked at
+    /// and told once more.
+    async fn tell(&self, key: &Key, about: &About, told: &Told) -> Result<(), kube::Error> {
         let Some(kind) = kind_of(key) else { return Ok(()) };
-        value["metadata"] = json!({"resourceVersion": about.version});
         let resource = resource(kind, self.health.version(kind));
         let api: Api<Raw> = match kind.namespaced {
             true => Api::namespaced_with(self.client.clone(), &key.namespace, &resource),
             false => Api::all_with(self.client.clone(), &resource),
         };
         let settings = PatchParams { field_manager: Some("culvert-status".into()), ..PatchParams::default() };
-        let patch = Patch::Merge(value);
-        match timeout(PATIENCE, api.patch_status(&key.name, &settings, &patch)).await {
-            Ok(answer) => answer.map(drop),
-            Err(_) => Err(kube::Error::Service("no answer to a write of a status in time".into())),
+        let (mut about, mut tries) = (about.clone(), TRIES);
+        while let Some(mut value) = patch(told, &about, &now()) {
+            value["metadata"] = json!({"resourceVersion": about.version});
+            let conflict = match in_time(api.patch_status(&key.name, &settings, &Patch::Merge(value))).await {
+                Err(kube::Error::Api(status)) if status.code == 409 => status,
+                answer => return answer.map(drop),
+            };
+            let there = About::of(kind, &in_time(api.get(&key.name)).await?.value, about.refused);
+            tries -= 1;
+            if tries == 0 || (&there.uid, there.generation) != (&about.uid, about.generation) {
+                return Err(kube::Error::Api(conflict));
+            }
+            about = there;
         }
+        Ok(())
     }
 
     /// Events for refusals that none was written for.
@@ -212,6 +226,12 @@ impl Writer {
     }
 }
 
+/// What the API server answers.
+async fn in_time<T>(request: impl Future<Output = Result<T, kube::Error>>) -> Result<T, kube::Error> {
+    let late = || Err(kube::Error::Service("no answer to a write of a status in time".into()));
+    timeout(PATIENCE, request).await.unwrap_or_else(|_| late())
+}
+
 fn kind_of(key: &Key) -> Option<&'static Kind> {
     KINDS.iter().find(|kind| *kind.known == *key.kind)
 }
@@ -250,7 +270,82 @@ impl Credit {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
+    use axum::{Json, Router, http::StatusCode, routing};
+    use serde_json::Value;
+
     use super::*;
+    use crate::{metrics::Metrics, status::Condition};
+
+    /// An API server with one object, which takes a status only for the version that is there.
+    async fn server(object: Value) -> (Client, Arc<Mutex<Value>>) {
+        let there = Arc::new(Mutex::new(object));
+        let state = there.clone();
+        let put = move |Json(change): Json<Value>| {
+            let mut object = state.lock().unwrap();
+            let answer = match change["metadata"]["resourceVersion"] == object["metadata"]["resourceVersion"]
+            {
+                true => {
+                    object["status"] = change["status"].clone();
+                    object["metadata"]["resourceVersion"] = json!("3");
+                    (StatusCode::OK, Json(object.clone()))
+                }
+                false => {
+                    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 409,
+                        "reason": "Conflict", "message": "the object has been modified", "metadata": {}});
+                    (StatusCode::CONFLICT, Json(status))
+                }
+            };
+            std::future::ready(answer)
+        };
+        let state = there.clone();
+        let get = move || std::future::ready(Json(state.lock().unwrap().clone()));
+        let path = "/apis/networking.istio.io/v1/namespaces/shop/virtualservices/web";
+        let router = Router::new().route(path, routing::get(get));
+        let router = router.route(&format!("{path}/status"), routing::patch(put));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        (Client::try_from(kube::Config::new(url.parse().unwrap())).unwrap(), there)
+    }
+
+    fn object(version: &str, generation: i64) -> Value {
+        json!({"apiVersion": "networking.istio.io/v1", "kind": "VirtualService", "metadata": {"name": "web",
+            "namespace": "shop", "uid": "u", "resourceVersion": version, "generation": generation},
+            "status": {"conditions": [{"type": "Theirs", "status": "True"}]}})
+    }
+
+    /// Tells an object that was version 1 when it was looked at last.
+    async fn tell(there: Value) -> (Result<(), kube::Error>, Value) {
+        let (client, there) = server(there).await;
+        let writer = Writer::new(client, "control-0", Health::new(Metrics::new().unwrap()));
+        let key = Key { kind: "VirtualService".into(), namespace: "shop".into(), name: "web".into() };
+        let mut before = object("1", 7);
+        before["status"] = Value::Null;
+        let about = About::of(kind_of(&key).unwrap(), &before, false);
+        let accepted =
+            Condition { name: "Accepted", holds: true, reason: "Accepted", message: "in effect".into() };
+        let told = Told { conditions: vec![accepted], ..Told::default() };
+        let done = writer.tell(&key, &about, &told).await;
+        (done, there.lock().unwrap().clone())
+    }
+
+    #[tokio::test]
+    async fn an_object_whose_status_another_wrote_meanwhile_is_told_and_keeps_what_the_other_said() {
+        let (done, there) = tell(object("2", 7)).await;
+        done.unwrap();
+        let names: Vec<&Value> =
+            there["status"]["conditions"].as_array().unwrap().iter().map(|c| &c["type"]).collect();
+        assert_eq!(names, ["Theirs", "Accepted"]);
+    }
+
+    #[tokio::test]
+    async fn an_object_that_says_something_else_by_now_is_not_told_of_what_it_said_before() {
+        let (done, there) = tell(object("2", 8)).await;
+        assert!(matches!(done, Err(kube::Error::Api(status)) if status.code == 409));
+        assert_eq!(there, object("2", 8));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn events_come_in_a_burst_and_then_one_by_one() {

@@ -186,7 +186,7 @@ impl Store {
         let (_, object) = parse(&value, &sink);
         let problems = sink.into_problems();
         let refused = problems.iter().any(|p| p.severity == Severity::Error);
-        let about = about(kind, &value, refused);
+        let about = About::of(kind, &value, refused);
         let mut findings: Vec<Finding> = problems.iter().map(|p| placed(&key, p.clone())).collect();
         let here = self.objects.get(&key).filter(|stored| stored.origin == Origin::Kubernetes);
         let good = here.filter(|stored| !stored.stand_in).is_some();
@@ -300,27 +300,30 @@ fn typed(kind: &Kind, mut value: Value) -> Value {
     value
 }
 
-fn about(kind: &Kind, value: &Value, refused: bool) -> About {
-    let meta = &value["metadata"];
-    let text = |field: &str| meta[field].as_str().unwrap_or_default().to_string();
-    let told = kind.custom || kind.kind == "Service";
-    let detail = match kind.known {
-        "Gateway" => {
-            let listeners = value["spec"]["listeners"].as_array().map_or(&[][..], Vec::as_slice);
-            let names: Vec<&Value> = listeners.iter().map(|listener| &listener["name"]).collect();
-            json!({"class": value["spec"]["gatewayClassName"], "listeners": names,
-                   "created": meta["creationTimestamp"]})
+impl About {
+    /// What an object of the API server says beside its meaning.
+    pub fn of(kind: &Kind, value: &Value, refused: bool) -> Self {
+        let meta = &value["metadata"];
+        let text = |field: &str| meta[field].as_str().unwrap_or_default().to_string();
+        let told = kind.custom || kind.kind == "Service";
+        let detail = match kind.known {
+            "Gateway" => {
+                let listeners = value["spec"]["listeners"].as_array().map_or(&[][..], Vec::as_slice);
+                let names: Vec<&Value> = listeners.iter().map(|listener| &listener["name"]).collect();
+                json!({"class": value["spec"]["gatewayClassName"], "listeners": names,
+                       "created": meta["creationTimestamp"]})
+            }
+            "GatewayClass" => json!({"controller": value["spec"]["controllerName"]}),
+            _ => Value::Null,
+        };
+        Self {
+            uid: text("uid"),
+            generation: meta["generation"].as_i64().unwrap_or_default(),
+            status: if told { value["status"].clone() } else { Value::Null },
+            version: text("resourceVersion"),
+            refused,
+            detail,
         }
-        "GatewayClass" => json!({"controller": value["spec"]["controllerName"]}),
-        _ => Value::Null,
-    };
-    About {
-        uid: text("uid"),
-        generation: meta["generation"].as_i64().unwrap_or_default(),
-        status: if told { value["status"].clone() } else { Value::Null },
-        version: text("resourceVersion"),
-        refused,
-        detail,
     }
 }
 

@@ -68,6 +68,8 @@ impl Cluster {
             format!("--api-audiences={ISSUER},istio-ca"),
             "--authorization-mode=Node,RBAC".to_string(),
             "--enable-admission-plugins=NodeRestriction".to_string(),
+            // No kube-proxy runs beside it: webhooks are asked at the addresses of their pods.
+            "--enable-aggregator-routing=true".to_string(),
             format!("--service-cluster-ip-range={SERVICES}"),
             "--allow-privileged=true".to_string(),
             "--kubelet-preferred-address-types=InternalIP".to_string(),

@@ -32,7 +32,7 @@ impl Cluster {
     pub fn install_crds(&self, crds: Crds) -> Result<()> {
         let folder = self.programs.crds().join(crds.folder());
         let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
-        let mut words = vec!["apply".to_string(), "--server-side".to_string()];
+        let mut words = ["apply", "--server-side", "--force-conflicts"].map(str::to_string).to_vec();
         for entry in entries {
             words.extend(["-f".to_string(), entry?.path().display().to_string()]);
         }

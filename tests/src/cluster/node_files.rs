@@ -133,7 +133,7 @@ fn kubelet() -> Value {
         "containerRuntimeEndpoint": format!("unix://{SOCKET}"),
         "evictionHard": {"memory.available": "0%", "nodefs.available": "0%", "imagefs.available": "0%",
             "nodefs.inodesFree": "0%"},
-        "imageGCHighThresholdPercent": 100, "maxPods": 250, "syncFrequency": "10s",
+        "imageGCHighThresholdPercent": 100, "maxPods": 250, "syncFrequency": "5s",
         "nodeStatusUpdateFrequency": "5s",
         "registryPullQPS": 0, "kubeAPIQPS": 100, "kubeAPIBurst": 200})
 }

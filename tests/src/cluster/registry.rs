@@ -62,6 +62,18 @@ impl Cluster {
         }
         Ok(())
     }
+
+    /// Serves the images of a registry and tag under another tag too, as if they were another version.
+    pub fn retag(&self, registry: &str, from: &str, to: &str) -> Result<()> {
+        let images = self.root.join("registry/names").join(registry);
+        for image in fs::read_dir(&images).with_context(|| format!("no images in {}", images.display()))? {
+            let image = image?.path();
+            if image.join(from).exists() {
+                fs::copy(image.join(from), image.join(to))?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The parts of the distribution protocol that a pull needs; `ns` is the registry that was meant.

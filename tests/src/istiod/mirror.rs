@@ -88,8 +88,8 @@ fn sync(kubectl: &[String], folder: &Path, known: &mut BTreeMap<Key, Value>) -> 
         return Ok(());
     }
     apply(kubectl, &["--field-manager=surroundings"], &surroundings(&new))?;
-    apply(kubectl, &[], &new.iter().map(|object| plain(object)).collect::<Vec<_>>())?;
-    let with_status = new.iter().filter(|object| object["status"].is_object());
+    let refused = apply(kubectl, &[], &new.iter().map(|object| plain(object)).collect::<Vec<_>>())?;
+    let with_status = new.iter().filter(|o| o["status"].is_object() && !refused.contains(&key(o)));
     apply(kubectl, &["--subresource=status"], &with_status.map(|object| status(object)).collect::<Vec<_>>())?;
     *known = wanted;
     Ok(())
@@ -150,14 +150,39 @@ fn status(object: &Value) -> Value {
     json!({"apiVersion": object["apiVersion"], "kind": object["kind"], "metadata": meta, "status": object["status"]})
 }
 
-fn apply(kubectl: &[String], more: &[&str], objects: &[Value]) -> Result<()> {
-    if objects.is_empty() {
-        return Ok(());
-    }
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
+/// Applies objects and returns those that the API server refuses: what it cannot have is not there, as in
+/// a cluster where somebody tries the same.
+fn apply(kubectl: &[String], more: &[&str], objects: &[Value]) -> Result<BTreeSet<Key>> {
     // What is only presupposed has another field manager: it takes no label from what the folder says.
-    let words = ["apply", "--server-side", "--force-conflicts", "-f", "-"];
-    run(kubectl, &[&words[..], more].concat(), Some(&list))
+    let words = [&["apply", "--server-side", "--force-conflicts", "-f", "-"], more].concat();
+    let put = |objects: &[Value]| {
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
+        run(kubectl, &words, Some(&list))
+    };
+    if objects.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let Err(error) = put(objects) else { return Ok(BTreeSet::new()) };
+    if !is_refusal(&error) {
+        return Err(error);
+    }
+    let mut refused = BTreeSet::new();
+    for object in objects {
+        match put(std::slice::from_ref(object)) {
+            Ok(()) => {}
+            Err(error) if is_refusal(&error) => {
+                eprintln!("mirror: not in the API server: {error:#}");
+                refused.insert(key(object));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(refused)
+}
+
+fn is_refusal(error: &anyhow::Error) -> bool {
+    let text = format!("{error:#}");
+    [" is invalid", "invalid resource name", " is forbidden"].iter().any(|words| text.contains(words))
 }
 
 fn run(kubectl: &[String], words: &[&str], input: Option<&str>) -> Result<()> {

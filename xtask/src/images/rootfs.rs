@@ -123,7 +123,7 @@ pub fn header(kind: EntryType, mode: u32, size: u64) -> Header {
 }
 
 /// Libraries and loader of a program; none of a static one, which `ldd` calls a failure.
-fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+pub fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
     let out = Command::new("ldd").arg(program).output().context("cannot start ldd")?;
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     anyhow::ensure!(!text.contains("not found"), "{} misses a library:\n{text}", program.display());

@@ -39,10 +39,25 @@ const PROGRAMS: &[Program] = &[
     program("busybox", "busybox-static", Need::Cluster, "--help"),
 ];
 
+/// Package of the libc that programs are linked with; a compiler comes without it.
+const LIBC: &str = "libc6-dev";
+
 /// Packages of the programs that are not here.
 pub fn missing(need: Need) -> Vec<String> {
     let wanted = PROGRAMS.iter().filter(|program| program.need <= need);
-    wanted.filter(|program| path(program.name).is_none()).map(|program| program.package.to_string()).collect()
+    let absent = wanted.filter(|program| path(program.name).is_none());
+    let mut packages: Vec<String> = absent.map(|program| program.package.to_string()).collect();
+    if !has_static_libc() {
+        packages.push(LIBC.to_string());
+    }
+    packages
+}
+
+/// Whether there is a libc to link statically: the CNI plugin runs on nodes whose libc is not known.
+fn has_static_libc() -> bool {
+    let asked = Command::new("cc").arg("-print-file-name=libc.a").stderr(Stdio::null()).output();
+    // A compiler that does not find the file says its name alone.
+    asked.is_ok_and(|out| Path::new(String::from_utf8_lossy(&out.stdout).trim()).is_absolute())
 }
 
 /// A line for each program; those of `installed` packages were not here before.

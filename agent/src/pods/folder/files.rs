@@ -1,56 +1,13 @@
-//! The files of a cluster folder: finding, reading and replacing them. Which files count, and that a
-//! list stands for its items, is the control plane's rule too.
+//! The files of a cluster folder: reading and replacing them. That a list stands for its items
+//! is the control plane's rule too.
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
 
+use mesh_net::folder;
 use serde::Deserialize;
 use serde_json::Value;
 
-/// Deepest folder that is looked into; more is a loop of links.
-const DEPTH: usize = 32;
-/// Largest file that is read, bytes.
-const FILE_LIMIT: u64 = 64 << 20;
-
-/// What is below a folder.
-#[derive(Debug, Default)]
-pub struct Listing {
-    /// Files of objects, sorted.
-    pub files: Vec<PathBuf>,
-    /// Folders that cannot be read: what is in them is not known.
-    pub unreadable: Vec<(PathBuf, io::Error)>,
-}
-
-/// Files of objects below a folder; names that start with a dot are skipped.
-pub fn list(folder: &Path) -> Listing {
-    let mut listing = Listing::default();
-    walk(folder, DEPTH, &mut listing);
-    listing.files.sort();
-    listing
-}
-
-fn walk(folder: &Path, depth: usize, listing: &mut Listing) {
-    let entries = fs::read_dir(folder).and_then(Iterator::collect::<io::Result<Vec<_>>>);
-    let entries = match entries {
-        Ok(entries) => entries,
-        Err(error) => return listing.unreadable.push((folder.into(), error)),
-    };
-    for path in entries.into_iter().map(|entry| entry.path()) {
-        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or(".");
-        if name.starts_with('.') {
-            continue;
-        }
-        if path.is_dir() {
-            if depth > 0 {
-                walk(&path, depth - 1, listing);
-            }
-        } else if [".yaml", ".yml", ".json"].iter().any(|end| name.ends_with(end)) {
-            listing.files.push(path);
-        }
-    }
-}
+pub use mesh_net::folder::list;
 
 /// Why the documents of a file are not known.
 #[derive(Debug, thiserror::Error)]
@@ -69,16 +26,10 @@ pub enum FileError {
 /// It cannot be read, is too large or no YAML.
 pub fn read(path: &Path) -> Result<Vec<Value>, FileError> {
     let strange = |error: &dyn std::fmt::Display| FileError::Strange(error.to_string());
-    let found = fs::metadata(path)?;
-    // Reading a pipe or a device may never end.
-    if !found.is_file() {
-        return Err(FileError::Strange("it is no regular file".into()));
-    }
-    let size = found.len();
-    if size > FILE_LIMIT {
-        return Err(FileError::Strange(format!("{size} bytes are more than {FILE_LIMIT}")));
-    }
-    let text = String::from_utf8(fs::read(path)?).map_err(|error| strange(&error))?;
+    let text = folder::read(path).map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => strange(&error),
+        _ => FileError::Unread(error),
+    })?;
     let documents = serde_norway::Deserializer::from_str(&text).map(Value::deserialize);
     let mut documents = documents.collect::<Result<Vec<_>, _>>().map_err(|error| strange(&error))?;
     documents.retain(|document| !document.is_null());

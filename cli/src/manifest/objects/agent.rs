@@ -170,3 +170,46 @@ pub(super) fn objects() -> Vec<Object> {
     });
     vec![Object::new(File::Agent, set)]
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::manifest::{AGENT, CONTROL, objects::Object, resolve, values::Values};
+
+    fn objects(settings: &[&str]) -> Vec<Object> {
+        let mut values = Values::defaults("n");
+        settings.iter().for_each(|setting| values.set(setting).unwrap());
+        resolve::objects(&values)
+    }
+
+    #[test]
+    fn agents_are_critical_confined_on_every_node_and_say_what_they_need_and_where_they_are_scraped() {
+        let all = objects(&[]);
+        let set = all.iter().find(|object| object.kind() == "DaemonSet").unwrap();
+        let template = &set.body["spec"]["template"];
+        let (pod, container) = (&template["spec"], &template["spec"]["containers"][0]);
+        assert_eq!(pod["priorityClassName"], "system-node-critical");
+        assert_eq!(pod["tolerations"][0]["operator"], "Exists");
+        assert!(container["resources"]["requests"]["memory"].is_string());
+        assert_eq!(container["securityContext"]["readOnlyRootFilesystem"], true);
+        assert_eq!(container["securityContext"]["seccompProfile"]["type"], "RuntimeDefault");
+        assert_eq!(template["metadata"]["annotations"]["prometheus.io/port"], "15020");
+    }
+
+    #[test]
+    fn monitors_and_network_policies_are_settings() {
+        let named = |all: &[Object], kind: &str| -> Vec<String> {
+            all.iter().filter(|object| object.kind() == kind).map(|object| object.name().to_owned()).collect()
+        };
+        let all = objects(&[]);
+        assert_eq!(named(&all, "NetworkPolicy"), [CONTROL]);
+        assert!(named(&all, "PodMonitor").is_empty() && named(&all, "ServiceMonitor").is_empty());
+        let all = objects(&[
+            "networkPolicy.enabled=false",
+            "monitoring.podMonitor=true",
+            "monitoring.serviceMonitor=true",
+        ]);
+        assert!(named(&all, "NetworkPolicy").is_empty());
+        assert_eq!(named(&all, "PodMonitor"), [AGENT, "culvert-waypoint"]);
+        assert_eq!(named(&all, "ServiceMonitor"), [CONTROL]);
+    }
+}

@@ -2,9 +2,9 @@
 
 use serde_json::{Value, json};
 
-use super::{File, Object, env, field, labels, meta, scraped};
+use super::{File, Object, env, field, global, labels, meta, scraped};
 use crate::manifest::{
-    AGENT, CONTROL,
+    AGENT, CONTROL, crds,
     template::{each, when},
 };
 
@@ -57,6 +57,34 @@ fn container() -> Value {
     })
 }
 
+/// Mistakes are refused when an object is written. While nobody answers everything is let in: what is wrong
+/// is then said afterwards, as without it. The control plane puts the roots in.
+fn webhook() -> Value {
+    let rule = |(group, resources): &(&str, Vec<&str>)| {
+        json!({"apiGroups": [group], "apiVersions": ["*"], "operations": ["CREATE", "UPDATE"],
+            "resources": resources, "scope": "Namespaced"})
+    };
+    let mut groups = crds::resources();
+    groups.push(("gateway.networking.k8s.io", vec!["gateways"]));
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "ValidatingWebhookConfiguration",
+        "metadata": global(CONTROL, "control"),
+        "webhooks": [{
+            "name": "validation.culvert.dev",
+            "admissionReviewVersions": ["v1"],
+            "clientConfig": {
+                "service": {"name": CONTROL, "namespace": "${namespace}", "path": "/validate", "port": 15012},
+            },
+            "failurePolicy": "Ignore",
+            "matchPolicy": "Equivalent",
+            "rules": groups.iter().map(rule).collect::<Vec<_>>(),
+            "sideEffects": "None",
+            "timeoutSeconds": 2,
+        }],
+    })
+}
+
 pub(super) fn objects() -> Vec<Object> {
     let selector = json!({"app.kubernetes.io/name": CONTROL});
     let pod = json!({
@@ -105,6 +133,7 @@ pub(super) fn objects() -> Vec<Object> {
         "spec": {"minAvailable": 1, "selector": {"matchLabels": selector}},
     });
     vec![
+        Object::new(File::Control, webhook()).when("validation.enabled"),
         Object::new(File::Control, service),
         Object::new(File::Control, deployment),
         Object::new(File::Control, budget).when("control.podDisruptionBudget"),

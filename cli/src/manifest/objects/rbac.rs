@@ -207,6 +207,20 @@ pub const RULES: &[Rule] = &[
     ),
     rule("control", Cluster, "apps", &["deployments"], KEEP, "waypoints"),
     rule("control", Cluster, "policy", &["poddisruptionbudgets"], KEEP, "waypoints"),
+    named(
+        only(
+            rule(
+                "control",
+                Cluster,
+                "admissionregistration.k8s.io",
+                &["validatingwebhookconfigurations"],
+                &["get", "patch"],
+                "the roots by which the API server trusts the validating webhook",
+            ),
+            "validation.enabled",
+        ),
+        &[CONTROL],
+    ),
     rule(
         "control",
         Cluster,

@@ -47,6 +47,12 @@ pub enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         words: Vec<String>,
     },
+    /// Opens a shell, or runs a command, in which `kubectl`, `helm` and `culvert` reach the kept demo's cluster.
+    Shell {
+        /// The command; none for a shell.
+        #[arg(last = true)]
+        command: Vec<String>,
+    },
     /// Removes the kept demo, or all of them.
     Down {
         /// All of them.
@@ -66,6 +72,7 @@ pub fn run(verb: &Verb, world: Option<&str>) -> Result<ExitCode> {
     }
     let id = choose(&ids, world)?;
     match verb {
+        Verb::Shell { command } => return kubernetes::shell(id, command),
         Verb::Kubectl { words } => return kubernetes::kubectl(id, words),
         Verb::Exec { pod, command } if kubernetes::is_cluster(id) => {
             return kubernetes::exec(id, pod, command);

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use harness::{
     cluster::{Cluster, Shape, crds::Crds, kubectl::WORDS, programs},
     janitor, shell, wait,
@@ -18,18 +18,37 @@ const URL: &str = "http://nginx-service:8000/";
 /// What an enrolled pod is marked with.
 const MARK: &str = "/metadata/annotations/ambient.istio.io~1redirection";
 
-/// Tells the story; the cluster stays up when it is to be kept.
-pub fn show(ours: PathBuf, keep: bool) -> Result<ExitCode> {
+/// What is shown.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// A cluster that stays up, without Culvert.
+    Bare,
+    /// The story; the cluster stays up when it is to be kept.
+    Story {
+        /// Whether it is.
+        keep: bool,
+    },
+}
+
+/// Starts the cluster, and tells the story on it.
+pub fn show(ours: PathBuf, what: What) -> Result<ExitCode> {
     let start = Instant::now();
     let images = programs::images().context("no images: start this with cargo xtask demo --kubernetes")?;
-    let (controllers, crds) = (true, Crds::ALL.to_vec());
+    // Those of Istio's kinds are made by `culvert install`.
+    let (controllers, crds) = (true, vec![Crds::GatewayApi]);
     println!("starting API server, etcd, controllers, two nodes with kubelet and containerd, CoreDNS");
     let shape = Shape { controllers, crds, nodes: 2, helpers: ours.clone(), images };
     let story = Story { cluster: Cluster::start(&shape)?, ours };
     println!("the cluster is up after {:.0} s", start.elapsed().as_secs_f64());
+    if what == What::Bare {
+        let id = story.cluster.keep()?;
+        println!("kept as cluster {id}; kubectl, helm and culvert reach it in: cargo xtask demo shell");
+        println!("remove it with: cargo xtask demo down");
+        return Ok(ExitCode::SUCCESS);
+    }
     story.tell()?;
     println!("\nevery check held, after {:.0} s", start.elapsed().as_secs_f64());
-    if keep {
+    if what == (What::Story { keep: true }) {
         let id = story.cluster.keep()?;
         println!("kept as cluster {id}; look around with: cargo xtask demo kubectl get pods -A");
         println!("or: cargo xtask demo exec client -- curl -s {URL}");
@@ -69,8 +88,8 @@ impl Story {
         })?;
         self.kubectl(&["rollout", "status", "deployment/waypoint", "--timeout=120s"])?;
         self.answers(200, |a, b| (165..=195).contains(&a) && b > 0)?;
-        println!("\n== 5 nothing is wrong\n$ culvert check");
-        print!("{}", self.culvert(&["check"])?);
+        println!("\n== 5 nothing is wrong\n$ culvert check --wait");
+        print!("{}", self.culvert(&["check", "--wait"])?);
         Ok(())
     }
 
@@ -142,15 +161,39 @@ pub fn exec(id: &str, pod: &str, words: &[String]) -> Result<ExitCode> {
     kubectl(id, &all)
 }
 
+/// A shell, or a command, in which `kubectl`, `helm` and `culvert` reach a kept cluster.
+pub fn shell(id: &str, words: &[String]) -> Result<ExitCode> {
+    let known = words_of(id)?;
+    let [enter, net, kubectl, _, config] = known.as_slice() else {
+        bail!("{id} was kept by another version: remove it with cargo xtask demo down")
+    };
+    let own = std::env::current_exe()?;
+    let folders = [own.parent(), Path::new(kubectl).parent()].into_iter().flatten().map(Path::to_path_buf);
+    let before = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(folders.chain(std::env::split_paths(&before)))?;
+    let mut command = Command::new(enter);
+    command.arg(net).env("KUBECONFIG", config).env("PATH", path);
+    match words {
+        [] => command.arg(std::env::var_os("SHELL").unwrap_or_else(|| "/bin/sh".into())),
+        words => command.args(words),
+    };
+    let status = command.stdin(Stdio::inherit()).status()?;
+    Ok(ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
+}
+
 /// `kubectl` as it reaches a kept cluster.
 fn command(id: &str) -> Result<Command> {
-    let file = janitor::folder(id).join(WORDS);
-    let text = std::fs::read_to_string(&file).with_context(|| {
-        format!("{id} is no cluster; start one with: cargo xtask demo --kubernetes --keep")
-    })?;
-    let known: Vec<String> = serde_json::from_str(&text)?;
+    let known = words_of(id)?;
     let (program, first) = known.split_first().context("a command has a program")?;
     let mut command = Command::new(program);
     command.args(first);
     Ok(command)
+}
+
+fn words_of(id: &str) -> Result<Vec<String>> {
+    let file = janitor::folder(id).join(WORDS);
+    let text = std::fs::read_to_string(&file).with_context(|| {
+        format!("{id} is no cluster; start one with: cargo xtask demo --kubernetes --keep")
+    })?;
+    Ok(serde_json::from_str(&text)?)
 }

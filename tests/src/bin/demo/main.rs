@@ -32,6 +32,9 @@ struct Cli {
     /// Tells the tutorial's story on a Kubernetes cluster of the real programs.
     #[arg(long)]
     kubernetes: bool,
+    /// Only starts that cluster, without Culvert, and keeps it: for following the README on it.
+    #[arg(long, requires = "kubernetes")]
+    bare: bool,
     /// Writes the steps and their evidence here.
     #[arg(long)]
     json: Option<PathBuf>,
@@ -66,7 +69,8 @@ fn show(cli: &Cli) -> Result<ExitCode> {
     let beside = own.parent().context("a program lies in a folder")?.to_path_buf();
     let programs = cli.programs.clone().unwrap_or(beside);
     if cli.kubernetes {
-        return kubernetes::show(programs, cli.keep);
+        let what = if cli.bare { kubernetes::What::Bare } else { kubernetes::What::Story { keep: cli.keep } };
+        return kubernetes::show(programs, what);
     }
     let mut report = Vec::new();
     let mut stage = match stage::Stage::set(cli.nodes, cli.pods, programs) {

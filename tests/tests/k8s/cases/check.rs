@@ -9,7 +9,7 @@ use crate::stage::Stage;
 pub fn culvert_check_finds_nothing_wrong_and_status_names_every_pod_of_ours(stage: &mut Stage) -> Result<()> {
     stage.shop()?;
     let config = stage.cluster.kubeconfig().display().to_string();
-    let text = stage.culvert(&["check", "--kubeconfig", &config, "--json"])?;
+    let text = stage.culvert(&["check", "--kubeconfig", &config, "--wait", "--json"])?;
     let told: Value = serde_json::from_str(&text).context("culvert check --json")?;
     ensure!(told["errors"] == 0, "{text}");
     let status = stage.culvert(&["status", "--kubeconfig", &config])?;

@@ -11,7 +11,7 @@ use crate::{
 
 const BUNDLE: &str = "culvert-ca-root-cert";
 /// Seconds; longer than a kubelet takes to bring a changed ConfigMap to its pods here.
-const OVERLAP: &str = "--root-overlap=40";
+const OVERLAP: &str = "--root-overlap=20";
 
 /// Asked for by an annotation, it passes through both phases under load without a failed handshake, and
 /// ends with the new root alone.
@@ -33,7 +33,7 @@ fn rotate(stage: &Stage) -> Result<()> {
     stage.cluster.rolled_out(SYSTEM, "deployment/culvert-control", ROLLOUT)?;
     let before = roots(stage)?;
     ensure!(before.len() == 1, "{} roots before", before.len());
-    let load = stage.load(SHOP, CLIENT, URL, 120, 20, true)?;
+    let load = stage.load(SHOP, CLIENT, URL, 75, 20, true)?;
     let rotate = "culvert.dev/rotate=by-the-test";
     stage.cluster.kubectl(&["-n", SYSTEM, "annotate", "secret", "culvert-ca", rotate])?;
     wait::until(ROLLOUT, "two roots in the bundle", || (roots(stage).ok()?.len() == 2).then_some(()))?;
@@ -43,7 +43,7 @@ fn rotate(stage: &Stage) -> Result<()> {
         (now.len() == 1 && now != before).then_some(())
     })?;
     stage.say("the old root is gone");
-    load.end(stage)?.all_good(2000)
+    load.end(stage)?.all_good(1200)
 }
 
 /// The certificates that a namespace's pods are told to accept.
