@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: no mesh, Culvert and optionally ztunnel and Envoy, alternating in one run.
 #![forbid(unsafe_code)]
 
+mod control;
 mod once;
 mod peers;
 mod report;
@@ -9,13 +10,15 @@ mod waypoint;
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result};
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use harness::{guard, load, world};
 
 /// Measures the mesh against its peers; every figure is the median of alternating rounds.
 #[derive(Parser)]
-#[command(name = "cargo xtask bench")]
+#[command(name = "cargo xtask bench", args_conflicts_with_subcommands = true)]
 struct Cli {
+    #[command(subcommand)]
+    part: Option<Part>,
     /// A ztunnel binary to compare with; in dedicated mode, one in each pod.
     #[arg(long, requires = "ztunnel_redirect")]
     ztunnel: Option<PathBuf>,
@@ -49,8 +52,14 @@ struct Cli {
     /// Folder of our binaries.
     #[arg(long)]
     programs: Option<PathBuf>,
-    #[arg(long, hide = true)]
+    #[arg(long, hide = true, global = true)]
     supervised: bool,
+}
+
+/// What is measured by itself.
+#[derive(Subcommand)]
+enum Part {
+    Control(control::Args),
 }
 
 /// Figures that belong together.
@@ -84,6 +93,9 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> Result<ExitCode> {
     let own = std::env::current_exe()?;
     let beside = own.parent().context("a program lies in a folder")?.to_path_buf();
+    if let Some(Part::Control(args)) = &cli.part {
+        return control::run(args, &beside);
+    }
     let programs = cli.programs.clone().unwrap_or(beside);
     let mut results = report::Results::default();
     if !cli.without_culvert && cli.wants(Group::Waypoint) {

@@ -28,7 +28,7 @@ const LATE: u8 = 20;
 const CHANGES: u32 = 5;
 
 /// Memory of a process in use, bytes.
-fn resident(pid: u32) -> Result<f64> {
+pub fn resident(pid: u32) -> Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
     let kib: f64 = line.split_whitespace().next().context("no figure")?.parse()?;
