@@ -42,8 +42,9 @@ pub fn culvert_is_removed_without_a_trace_and_installed_again(stage: &mut Stage)
 
     stage.cluster.kubectl(&["wait", "--for=delete", &format!("namespace/{SYSTEM}"), "--timeout=60s"])?;
     stage.install(&[])?;
-    stage.enrolled(SHOP, true)?;
     stage.waypoint(SHOP)?;
+    // It names pods that should be in the mesh and are not.
+    stage.culvert(&["check", "--kubeconfig", &config, "--wait"])?;
     stage.shop_answers()?;
     let file = stage.cluster.root.join("again.pcap");
     let capture = Capture::start(&stage.cluster.place(), "br0", file)?;
