@@ -1,5 +1,6 @@
 //! Putting the agent together: what starts in which order, and what ends in which.
 
+mod hurry;
 mod kubernetes;
 
 use std::{collections::BTreeMap, fs::File, sync::Arc, time::Duration};
@@ -79,7 +80,8 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let signer = IstioCa { endpoint, validity_seconds: config.certificate_seconds, impersonate: true };
     let manager = Arc::new(CertificateManager::new(signer, ManagerConfig::default()));
     let certificates = manager.clone();
-    tokio::spawn(hurry(manager.clone(), xds_status.clone()));
+    tokio::spawn(hurry::when_connected(manager.clone(), xds_status.clone()));
+    tokio::spawn(hurry::when_told(manager.clone(), store.clone(), config.node.as_str().into()));
     if let Some(file) = config.ca_root.clone() {
         tokio::spawn(follow_roots(file, manager.renewer(), cancel.clone()));
     }
@@ -151,16 +153,6 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         tracing::warn!("the last configuration was not written in time");
     }
     Ok(())
-}
-
-/// The control plane signs, too: when its stream is open again, certificates need not be waited for.
-async fn hurry(manager: Arc<CertificateManager<IstioCa>>, mut status: watch::Receiver<XdsStatus>) {
-    while status.wait_for(|status| status.connected).await.is_ok() {
-        manager.hurry();
-        if status.wait_for(|status| !status.connected).await.is_err() {
-            return;
-        }
-    }
 }
 
 /// Serves until the agent has drained: the socket is left for the next agent to take over.

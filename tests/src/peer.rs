@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use socket2::Socket;
 
-use crate::{process::Process, world::Pod};
+use crate::{process::Process, wait::scaled, world::Pod};
 
 /// How long connecting and reading may take.
 pub const PATIENCE: Duration = Duration::from_secs(8);
@@ -43,7 +43,7 @@ impl Peer {
         let mut command = pod.command(&programs.join("culvert-sockets").to_string_lossy())?;
         command.stdin(Stdio::from(OwnedFd::from(theirs)));
         let process = Process::spawn(&mut command, log)?;
-        ours.set_read_timeout(Some(PATIENCE))?;
+        ours.set_read_timeout(Some(scaled(PATIENCE)))?;
         Ok(Self { pod, sockets: Arc::new(Sockets { channel: Mutex::new(ours), _process: process }) })
     }
 
@@ -87,10 +87,10 @@ impl Peer {
     pub fn connect(&self, to: SocketAddr) -> io::Result<TcpStream> {
         let family = if to.is_ipv4() { Family::V4 } else { Family::V6 };
         let socket = self.socket(family).map_err(io::Error::other)?;
-        socket.connect_timeout(&to.into(), PATIENCE)?;
+        socket.connect_timeout(&to.into(), scaled(PATIENCE))?;
         let stream = TcpStream::from(socket);
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(scaled(PATIENCE)))?;
+        stream.set_write_timeout(Some(scaled(PATIENCE)))?;
         Ok(stream)
     }
 }

@@ -10,10 +10,11 @@ use std::{
 
 use harness::{
     echo::{Echo, say},
-    mesh::{MESHED, Mesh, PLAIN, agent},
+    mesh::{LIMIT, MESHED, Mesh, PLAIN, agent},
     peer::{FAMILIES, Peer},
     require, wait,
 };
+use serde_json::Value;
 
 /// Two enrolled clients and one that is not, on the first node; a server with two ports on the second.
 struct Stage {
@@ -366,7 +367,12 @@ fn plaintext_that_is_open_is_reset_when_mutual_tls_becomes_strict_and_tunnels_go
         }
         let mark = stage.mesh.mark(agent(1));
         stage.mesh.write(&peer_authentication(MESHED, STRICT)).unwrap();
-        let started = known(&stage, "istio_converted_static_strict");
+        // istiod tells of this policy while there is any PeerAuthentication: what counts is who has it.
+        let started = when(&stage, |snapshot| {
+            let workloads = snapshot["workloads"].as_array().into_iter().flatten();
+            let mut web = workloads.filter(|workload| workload["name"] == "web");
+            web.any(|web| web.to_string().contains("istio_converted_static_strict"))
+        });
         let closed = reset(&plain).duration_since(started);
         assert!(closed < Duration::from_secs(1), "closed after {closed:?}");
         stage.mesh.logged(&mark, &["reason=\"policy_changed\"", "mtls_required"]).unwrap();
@@ -401,9 +407,14 @@ fn a_flow_is_reset_when_the_allow_that_let_it_in_is_gone_and_stays_when_another_
 
 /// When the destination's agent had a policy.
 fn known(stage: &Stage, policy: &str) -> Instant {
-    wait::until(Duration::from_secs(5), "the policy at the agent", || {
+    when(stage, |snapshot| snapshot["policies"].to_string().contains(policy))
+}
+
+/// When the destination's agent had what is looked for.
+fn when(stage: &Stage, is_so: impl Fn(&Value) -> bool) -> Instant {
+    wait::until(LIMIT, "the policy at the agent", || {
         let text = stage.mesh.world.agent_get(1, "/debug/snapshot").ok()?;
-        text.contains(policy).then(Instant::now)
+        is_so(&serde_json::from_str(&text).ok()?).then(Instant::now)
     })
     .unwrap()
 }
