@@ -26,7 +26,8 @@ pub fn a_cluster_moves_from_istio_ambient_node_by_node_as_the_page_says(stage: &
     for agent in ["ztunnel", "istio-cni-node"] {
         leaves(stage, agent)?;
     }
-    stage.install(&["--set", &format!("agent.nodeSelector={}", json!({OURS: "culvert"}))])?;
+    let ours = format!("agent.nodeSelector={}", json!({OURS: "culvert"}));
+    stage.install(&["--set", &ours, "--set", "validation.enabled=false"])?;
 
     moved(stage, "node-a")?;
     proven(stage, "with a node of each kind")?;
@@ -44,7 +45,16 @@ pub fn a_cluster_moves_from_istio_ambient_node_by_node_as_the_page_says(stage: &
         stage.cluster.kubectl(&["-n", ISTIO, "delete", part])?;
     }
     let everywhere = format!("agent.nodeSelector={}", json!({"kubernetes.io/os": "linux"}));
-    stage.culvert(&["upgrade", "--kubeconfig", &config(stage), "--wait", "--set", &everywhere])?;
+    stage.culvert(&[
+        "upgrade",
+        "--kubeconfig",
+        &config(stage),
+        "--wait",
+        "--set",
+        &everywhere,
+        "--set",
+        "validation.enabled=true",
+    ])?;
     proven(stage, "without Istio")?;
     let text = stage.culvert(&["check", "--kubeconfig", &config(stage), "--json"])?;
     let told: Value = serde_json::from_str(&text)?;
