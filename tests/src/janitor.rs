@@ -8,16 +8,20 @@ use std::{
     path::{Path, PathBuf},
     process::Command,
     sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
 
-use crate::{cgroup, shell};
+use crate::{cgroup, shell, wait};
 
 /// Folder of all worlds on this machine.
 pub const WORLDS: &str = "/run/culvert-worlds";
 /// Prefix of every namespace that a world makes.
 pub const NETNS_PREFIX: &str = "cvh";
+
+/// How long programs may go on that a killed owner had started.
+const ORPHANS: Duration = Duration::from_secs(5);
 
 static CLAIMS: AtomicU64 = AtomicU64::new(0);
 
@@ -88,7 +92,7 @@ pub fn worlds() -> Vec<String> {
 pub fn sweep() -> Result<()> {
     let _held = lock()?;
     let gone = worlds().into_iter().filter(|id| !is_owned(id) && !folder(id).join("keep").exists());
-    gone.into_iter().try_for_each(|id| take_down(&id))
+    gone.into_iter().try_for_each(|id| taken_down(&id))
 }
 
 fn is_owned(id: &str) -> bool {
@@ -101,7 +105,20 @@ fn is_owned(id: &str) -> bool {
 pub fn remove(id: &str) -> Result<()> {
     let _held = lock()?;
     // A sweep may have been faster.
-    if folder(id).exists() { take_down(id) } else { Ok(()) }
+    if folder(id).exists() { taken_down(id) } else { Ok(()) }
+}
+
+/// Tries until it is gone: what a killed owner had started, such as a mount, may be at work for a moment.
+fn taken_down(id: &str) -> Result<()> {
+    let mut last = None;
+    let gone = wait::until(ORPHANS, "what is left of a world to go", || match take_down(id) {
+        Ok(()) => Some(()),
+        Err(error) => {
+            last = Some(error);
+            None
+        }
+    });
+    gone.map_err(|slow| last.unwrap_or(slow))
 }
 
 fn take_down(id: &str) -> Result<()> {

@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{Read, Write},
     path::Path,
     process::{Child, Command, Output, Stdio},
     time::Duration,
@@ -115,14 +115,16 @@ fn a_demo_that_is_interrupted_leaves_nothing_behind() {
     if !require::root("a_demo_that_is_interrupted_leaves_nothing_behind") {
         return;
     }
-    let mut running = demo(&[]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut running = demo(&[]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let id = wait::until(LIMIT, "the world", || world_of(&running)).unwrap();
     wait::until(LIMIT, "its agents", || {
         janitor::folder(&id).join("logs/agent-node-a.log").exists().then_some(())
     })
     .unwrap();
     kill(Pid::from_raw(i32::try_from(running.id()).unwrap()), Signal::SIGINT).unwrap();
-    assert_eq!(running.wait().unwrap().code(), Some(130));
+    let mut said = String::new();
+    running.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(running.wait().unwrap().code(), Some(130), "{said}");
     assert!(!janitor::worlds().contains(&id), "the world is gone");
     let names = Command::new("ip").args(["netns", "list"]).output().unwrap();
     assert!(
