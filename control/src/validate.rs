@@ -49,10 +49,9 @@ pub fn route(counts: IntCounterVec) -> Router {
 
 async fn handle(State(desk): State<Desk>, request: Request<Body>) -> Response {
     let read = async {
-        let room = desk.room.acquire().await.ok();
+        let _room = desk.room.acquire().await.ok();
         let bytes = to_bytes(request.into_body(), LIMIT).await.map_err(|error| error.to_string())?;
         let asked: Value = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
-        drop(room);
         review(&asked).ok_or_else(|| "no AdmissionReview of admission.k8s.io/v1 with a request".to_string())
     };
     let answer = timeout(PATIENCE, read).await.unwrap_or_else(|_| Err("the review came too slowly".into()));
